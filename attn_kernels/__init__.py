@@ -1,0 +1,27 @@
+"""Structured attention (causal, local, relative) as fused kernels with exact gradients."""
+
+from .causal import causal_attention
+from .core.attention import attention
+from .core.backends import backends, use_backend
+from .core.explain import explain
+from .core.geometry import Causal, Full, Local1d, Local2d
+from .core.score import Relative
+from .local import local_attention_1d, local_attention_2d
+from .relative import relative_attention
+
+__version__ = "0.1.0"
+__all__ = [
+    "Causal",
+    "Full",
+    "Local1d",
+    "Local2d",
+    "Relative",
+    "attention",
+    "backends",
+    "causal_attention",
+    "explain",
+    "local_attention_1d",
+    "local_attention_2d",
+    "relative_attention",
+    "use_backend",
+]

@@ -1,0 +1,100 @@
+"""attention(): validate, choose a backend, call it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .backends import REFERENCE, choose
+from .geometry import Full, Geometry
+from .score import Relative
+from .validate import check_inputs
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    geometry: Geometry = Full(),  # noqa: B008 (frozen)
+    score: Relative | None = None,
+    *,
+    scale: float | None = None,
+    key_lengths: Tensor | None = None,
+    query_offset: int | Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention over the keys that a geometry shows, with a score added to the logits.
+
+        out_i = sum_j softmax_j(s_ij) v_j          over the keys j that query i may see
+        s_ij  = scale * (q_i . k_j) + score_ij
+        lse_i = log sum_j exp(s_ij)
+
+    Args:
+        q, k, v: [B, H, Lq, D], [B, Hk, Lk, D] and [B, Hk, Lk, Dv] of one dtype on one device, in any
+            strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
+        geometry: which keys a query sees: Full, Causal, Local1d, Local2d.
+        score: what is added to the logits: None or Relative.
+        scale: default D ** -0.5.
+        key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry.
+        query_offset: query i stands at position i + query_offset; an int or an int tensor [B].
+            Default Lk - Lq: the last query sees the last key.
+        return_lse: also return lse, [B, H, Lq], float32 (float64 for float64), differentiable.
+        backend: "cpu" or "reference"; None chooses, and explain() tells why.
+
+    Returns:
+        out [B, H, Lq, Dv] in q's dtype. A query that sees no key gives 0, and lse -inf.
+    """
+    check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    if query_offset is None:
+        query_offset = k.shape[2] - q.shape[2]
+    name, _ = choose(backend, q, v)
+    if name == REFERENCE:
+        out, lse = call_reference(q, k, v, geometry, score, scale, key_lengths, query_offset)
+    else:
+        out, lse = call_operator(q, k, v, geometry, score, scale, key_lengths, query_offset)
+    return (out, lse) if return_lse else out
+
+
+def call_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    geometry: Geometry,
+    score: Relative | None,
+    scale: float,
+    key_lengths: Tensor | None,
+    query_offset: int | Tensor,
+) -> tuple[Tensor, Tensor]:
+    rel_k = rel_v = q_rel = None
+    clip, rel_scale = True, scale
+    if score is not None:
+        rel_k, rel_v, q_rel, clip = score.rel_k, score.rel_v, score.q_rel, score.beyond == "clip"
+        if score.rel_scale is not None:
+            rel_scale = float(score.rel_scale)
+    offsets = None
+    if isinstance(query_offset, Tensor):
+        offsets, query_offset = query_offset, 0
+    return ops.fwd(
+        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, query_offset,
+        geometry.name, geometry.extent(), clip, scale, rel_scale,
+    )  # fmt: skip
+
+
+def call_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    geometry: Geometry,
+    score: Relative | None,
+    scale: float,
+    key_lengths: Tensor | None,
+    query_offset: int | Tensor,
+) -> tuple[Tensor, Tensor]:
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+        q = q.to(torch.get_autocast_dtype(device))  # the output's dtype; the arithmetic is float32
+    with torch.autocast(device, enabled=False):
+        return reference.attention(q, k, v, geometry, score, scale, key_lengths, query_offset)

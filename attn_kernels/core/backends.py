@@ -1,0 +1,147 @@
+"""What this machine can run, and the reason when it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+REFERENCE = "reference"
+NAMES = ("cpu", "triton", "cuda", REFERENCE)
+MAX_HEAD_DIM = 512
+BUILD_COMMAND = "pip install --no-build-isolation ."
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend: whether it can run here, why not, and what it found (its instruction set)."""
+
+    name: str
+    available: bool
+    reason: str = ""
+    detail: str = ""
+
+
+class CpuLibrary:
+    """The compiled library: loading it registers the operators; its C functions tell of the CPU."""
+
+    def __init__(self) -> None:
+        self.c, self.load_error = None, ""
+        paths = sorted(Path(__file__).parents[1].glob("_C*.so"))
+        if not paths:
+            self.load_error = f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+            return
+        try:
+            torch.ops.load_library(paths[0])
+        except OSError as error:
+            self.load_error = f"the C++ extension does not load ({error}): run `{BUILD_COMMAND}`"
+            return
+        self.c = ctypes.CDLL(str(paths[0]))
+        for name in ("isa", "isas", "isa_error"):
+            getattr(self.c, f"attn_kernels_cpu_{name}").restype = ctypes.c_char_p
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self.c.attn_kernels_cpu_isa().decode()
+
+    @property
+    def isas(self) -> list[str]:
+        """The instruction sets this CPU has, best first."""
+        return self.c.attn_kernels_cpu_isas().decode().split(",")
+
+    def use_isa(self, name: str) -> None:
+        """Switch the instruction set of the whole process; "" is the best one."""
+        self.c.attn_kernels_cpu_use_isa(name.encode())
+        if error := self.error():
+            raise RuntimeError(error)
+
+    def error(self) -> str:
+        """Why the CPU backend cannot run, or ""."""
+        return self.load_error or self.c.attn_kernels_cpu_isa_error().decode()
+
+
+cpu_library = CpuLibrary()
+
+
+def status(name: str) -> Backend:
+    """One backend's status on this machine, whatever the inputs."""
+    if name == REFERENCE:
+        return Backend(name, True, detail="dense, O(Lq * Lk) memory")
+    if name == "cpu":
+        error = cpu_library.error()
+        if error:
+            return Backend(name, False, error)
+        found = f"{cpu_library.isa} (this CPU has: {', '.join(cpu_library.isas)})"
+        return Backend(name, True, detail=found)
+    return Backend(name, False, "not part of this release")
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend by name: what runs here, and why the others do not."""
+    return {name: status(name) for name in NAMES}
+
+
+def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
+    """The reason why `name` cannot run these inputs, or None."""
+    if name == REFERENCE:
+        return None
+    if name != "cpu":
+        return status(name).reason
+    if q.device.type != "cpu":
+        return f"inputs are on {q.device}"
+    if max(q.shape[3], v.shape[3]) > MAX_HEAD_DIM:
+        return f"head dim is at most {MAX_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
+    return cpu_library.error() or None
+
+
+def require(name: str, q: Tensor, v: Tensor) -> None:
+    """Raise the reason why `name` cannot run these inputs."""
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+    reason = can_run(name, q, v)
+    if reason is None:
+        return
+    if status(name).available:
+        raise NotImplementedError(f'backend="{name}" cannot run this: {reason}')
+    raise RuntimeError(f'backend="{name}" is not available: {reason}')
+
+
+_forced: str | None = None
+_warned: set[str] = set()
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Within the context, attention() without an explicit backend uses this one, in all threads."""
+    global _forced
+    if name is not None and name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
+    """The backend for these inputs, and why. An explicit request never falls back."""
+    explicit = requested or _forced
+    if explicit is not None:
+        require(explicit, q, v)
+        return explicit, "requested" if requested else "set by use_backend"
+    reason = can_run("cpu", q, v)
+    if reason is None:
+        return "cpu", "inputs are on the CPU"
+    if q.device.type == "cpu" and reason not in _warned and not torch.compiler.is_compiling():
+        _warned.add(reason)
+        warnings.warn(
+            f"attn_kernels uses the dense reference, O(Lq * Lk) memory: {reason}", stacklevel=4
+        )
+    return REFERENCE, reason

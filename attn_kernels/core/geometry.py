@@ -1,0 +1,316 @@
+"""Geometries: which keys a query may see, and which runs of keys a tile of queries has to visit.
+
+A *position* is an index into the keys' sequence. Query i stands at position i + query_offset. In two
+dimensions a position is a raster index, row * cols + col.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+
+class Run(NamedTuple):
+    """Consecutive positions [start, stop). full: every pair of the tile and the run is visible."""
+
+    start: int
+    stop: int
+    full: bool
+
+
+def check_count(owner: str, name: str, value: Any, least: int) -> None:
+    """Raise unless `value` is an int of at least `least` (symbolic ints of torch.export pass)."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{owner}: {name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
+
+
+def check_flag(owner: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be a bool, got {type(value).__name__}")
+
+
+def check_pair(owner: str, name: str, value: Any, least: int) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"{owner}: {name} must be a tuple of two ints, got {value!r}")
+    for part in value:
+        check_count(owner, name, part, least)
+
+
+class Geometry:
+    """Base of all geometries. `name` and `extent()` are how a geometry travels to the kernels."""
+
+    name: ClassVar[str]
+    two_dimensional: ClassVar[bool] = False
+    causal: bool = False
+
+    def extent(self) -> tuple[int, ...]:
+        """The geometry's numbers, in the order csrc/geometry.h reads them."""
+        raise NotImplementedError
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        """Whether the query at q_pos may see the key at k_pos. Ints or broadcastable tensors."""
+        raise NotImplementedError
+
+    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
+        """Runs of the keys that some query of positions [q_start, q_stop) sees."""
+        raise NotImplementedError
+
+    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
+        """Runs of the query positions in [q_start, q_stop) that see a key of [k_start, k_stop)."""
+        raise NotImplementedError
+
+    def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
+        """Number of visible (query, key) pairs: what useful floating-point operations are counted by."""
+        raise NotImplementedError
+
+
+class SpanGeometry(Geometry):
+    """One-dimensional geometries: each query sees one span of keys, and spans only move forward."""
+
+    def span(self, q_pos: int) -> tuple[int, int]:
+        """The keys [first, stop) of the query at q_pos, not yet clipped to the sequence."""
+        raise NotImplementedError
+
+    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
+        (first, full_stop), (full_first, stop) = self.span(q_start), self.span(q_stop - 1)
+        first, stop = max(first, 0), min(stop, k_len)
+        yield from split_run(first, stop, full_first, full_stop)
+
+    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
+        queries = range(q_start, q_stop)
+
+        def reaches(key: int) -> int:  # first query whose span ends behind `key`
+            return q_start + bisect_left(queries, key + 1, key=lambda p: self.span(p)[1])
+
+        def passed(key: int) -> int:  # first query whose span starts behind `key`
+            return q_start + bisect_left(queries, key + 1, key=lambda p: self.span(p)[0])
+
+        yield from split_run(
+            reaches(k_start), passed(k_stop - 1), reaches(k_stop - 1), passed(k_start)
+        )
+
+    def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
+        spans = (self.span(i + query_offset) for i in range(q_len))
+        return sum(max(0, min(stop, k_len) - max(first, 0)) for first, stop in spans)
+
+
+def split_run(start: int, stop: int, full_start: int, full_stop: int) -> Iterator[Run]:
+    """[start, stop) cut into a partial, a full and a partial run; empty runs are left out."""
+    full_start = min(max(full_start, start), stop)
+    full_stop = min(max(full_stop, full_start), stop)
+    for run in (
+        Run(start, full_start, False),
+        Run(full_start, full_stop, True),
+        Run(full_stop, stop, False),
+    ):
+        if run.start < run.stop:
+            yield run
+
+
+@dataclass(frozen=True)
+class Full(SpanGeometry):
+    """Every query sees every key."""
+
+    name: ClassVar[str] = "full"
+
+    def extent(self) -> tuple[int, ...]:
+        return ()
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        return (q_pos == q_pos) & (k_pos == k_pos)
+
+    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
+        if k_len > 0:
+            yield Run(0, k_len, True)
+
+    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
+        if q_start < q_stop:
+            yield Run(q_start, q_stop, True)
+
+    def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
+        return q_len * k_len
+
+
+@dataclass(frozen=True)
+class Causal(SpanGeometry):
+    """The query at p sees key j iff j <= p and, with a window, j > p - window."""
+
+    window: int | None = None
+    name: ClassVar[str] = "causal"
+    causal: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.window is not None:
+            check_count("Causal", "window", self.window, 1)
+
+    def extent(self) -> tuple[int, ...]:
+        return (0 if self.window is None else self.window,)
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        seen = k_pos <= q_pos
+        return seen if self.window is None else seen & (k_pos > q_pos - self.window)
+
+    def span(self, q_pos: int) -> tuple[int, int]:
+        return 0 if self.window is None else q_pos - self.window + 1, q_pos + 1
+
+
+@dataclass(frozen=True)
+class Local1d(SpanGeometry):
+    """Blocked local attention: with b = p // block, the query at p sees the keys of
+    [b * block - look_back, (b + 1) * block + look_ahead), and only j <= p if causal.
+
+    look_back = block is the masked local attention of Image and Music Transformer.
+    """
+
+    block: int
+    look_back: int
+    look_ahead: int = 0
+    causal: bool = True
+    name: ClassVar[str] = "local_1d"
+
+    def __post_init__(self) -> None:
+        check_count("Local1d", "block", self.block, 1)
+        check_count("Local1d", "look_back", self.look_back, 0)
+        check_count("Local1d", "look_ahead", self.look_ahead, 0)
+        check_flag("Local1d", "causal", self.causal)
+        if self.causal and self.look_ahead > 0:
+            raise ValueError(f"Local1d: look_ahead must be 0 if causal, got {self.look_ahead}")
+
+    def extent(self) -> tuple[int, ...]:
+        return (self.block, self.look_back, self.look_ahead, int(self.causal))
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        start = q_pos // self.block * self.block
+        seen = (k_pos >= start - self.look_back) & (k_pos < start + self.block + self.look_ahead)
+        return seen & (k_pos <= q_pos) if self.causal else seen
+
+    def span(self, q_pos: int) -> tuple[int, int]:
+        start = q_pos // self.block * self.block
+        stop = q_pos + 1 if self.causal else start + self.block + self.look_ahead
+        return start - self.look_back, stop
+
+
+class Block(NamedTuple):
+    """A rectangle of canvas cells, rows [top, bottom) and columns [left, right)."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def cells(self) -> int:
+        return (self.bottom - self.top) * self.width
+
+
+@dataclass(frozen=True)
+class Local2d(Geometry):
+    """Blocked local attention on a canvas: a query sees its block, extended by `halo` rows above and
+    below and `halo` columns left and right, clipped to the canvas.
+
+    If causal, only the keys with order(key) <= order(query), where order is the block raster scan:
+    blocks row by row, positions row by row inside each block.
+    """
+
+    grid: tuple[int, int]
+    block: tuple[int, int]
+    halo: tuple[int, int]
+    causal: bool = False
+    name: ClassVar[str] = "local_2d"
+    two_dimensional: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_pair("Local2d", "grid", self.grid, 0)
+        check_pair("Local2d", "block", self.block, 1)
+        check_pair("Local2d", "halo", self.halo, 0)
+        check_flag("Local2d", "causal", self.causal)
+
+    def extent(self) -> tuple[int, ...]:
+        return (*self.grid, *self.block, *self.halo, int(self.causal))
+
+    def order(self, pos: Any) -> Any:
+        """Rank of a position in the block raster scan (blocks that cross the canvas edge are cut)."""
+        (rows, cols), (bh, bw) = self.grid, self.block
+        row, col = pos // cols, pos % cols
+        top, left = row // bh * bh, col // bw * bw
+        height = bh - (top + bh - rows) * (top + bh > rows)
+        width = bw - (left + bw - cols) * (left + bw > cols)
+        return top * cols + left * height + (row - top) * width + (col - left)
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        cols, (bh, bw), (hh, hw) = self.grid[1], self.block, self.halo
+        q_top, q_left = q_pos // cols // bh * bh, q_pos % cols // bw * bw
+        k_row, k_col = k_pos // cols, k_pos % cols
+        seen = (k_row >= q_top - hh) & (k_row < q_top + bh + hh)
+        seen = seen & (k_col >= q_left - hw) & (k_col < q_left + bw + hw)
+        return seen & (self.order(k_pos) <= self.order(q_pos)) if self.causal else seen
+
+    def blocks(self) -> Iterator[Block]:
+        """The canvas's blocks in scan order, each cut at the edge."""
+        (rows, cols), (bh, bw) = self.grid, self.block
+        for top in range(0, rows, bh):
+            for left in range(0, cols, bw):
+                yield Block(top, left, min(top + bh, rows), min(left + bw, cols))
+
+    def block_keys(self, block: Block) -> Iterator[Run]:
+        """What the block's queries see. If causal, each sees its own block only up to itself: those
+        runs are not full."""
+        (rows, cols), (hh, hw) = self.grid, self.halo
+        first_row = max(block.top - hh, 0)
+        last_row = block.bottom if self.causal else min(block.bottom + hh, rows)
+        first_col, last_col = max(block.left - hw, 0), min(block.right + hw, cols)
+        for row in range(first_row, last_row):
+            start = row * cols
+            if self.causal and row >= block.top:
+                if first_col < block.left:
+                    yield Run(start + first_col, start + block.left, True)
+                yield Run(start + block.left, start + block.right, block.cells == 1)
+            else:
+                yield Run(start + first_col, start + last_col, True)
+
+    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
+        """As in one dimension, with queries counted in scan order. A tile is one block or part of one."""
+        first = 0
+        for block in self.blocks():
+            if first <= q_start and q_stop <= first + block.cells:
+                own_stop = q_stop - first
+                for start, stop, full in self.block_keys(block):
+                    if self.causal and not full:
+                        row = start // self.grid[1] - block.top
+                        stop = min(stop, start + max(0, own_stop - row * block.width))
+                    if start < min(stop, k_len):
+                        yield Run(start, min(stop, k_len), full)
+                return
+            first += block.cells
+        raise ValueError(f"Local2d: [{q_start}, {q_stop}) must lie inside one block")
+
+    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
+        """As in one dimension, with queries counted in scan order and keys by position."""
+        first = 0
+        for block in self.blocks():
+            seen_from = block.cells
+            for start, stop, full in self.block_keys(block):
+                if max(start, k_start) < min(stop, k_stop):
+                    from_query = 0 if full else self.order(max(start, k_start)) - first
+                    seen_from = min(seen_from, from_query)
+            yield from split_run(
+                max(first + seen_from, q_start), min(first + block.cells, q_stop), 0, 0
+            )
+            first += block.cells
+
+    def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
+        pairs = 0
+        for block in self.blocks():
+            runs = list(self.block_keys(block))
+            pairs += block.cells * sum(run.stop - run.start for run in runs)
+            if self.causal:
+                pairs -= block.cells * (block.cells - 1) // 2
+        return pairs

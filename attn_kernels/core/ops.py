@@ -1,0 +1,177 @@
+"""The two registered operators: schemas, fakes, autograd, autocast and vmap. Imports torch only.
+
+C++ (csrc/bindings.cpp) adds the CPU implementations. Everything that torch asks of an operator is
+here, so that tracing, fake tensors and documentation need no compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SHARED = (
+    "Tensor q, Tensor k, Tensor v, Tensor? rel_k, Tensor? rel_v, Tensor? q_rel,"
+    " Tensor? key_lengths, Tensor? query_offsets, SymInt query_offset,"
+    " str geometry, SymInt[] extent, bool clip, float scale, float rel_scale"
+)
+_lib = torch.library.Library("attn_kernels", "DEF")
+_lib.define(f"fwd({_SHARED}) -> (Tensor out, Tensor lse)")
+_lib.define(
+    f"bwd(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_SHARED})"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v,"
+    " Tensor grad_rel_k, Tensor grad_rel_v, Tensor grad_q_rel)"
+)
+fwd = torch.ops.attn_kernels.fwd.default
+bwd = torch.ops.attn_kernels.bwd.default
+
+N_TENSORS = 6  # q, k, v, rel_k, rel_v, q_rel: the differentiable inputs, which come first
+N_ENTRIES = 2  # key_lengths, query_offsets: one number per batch entry, which come next
+
+
+# --- Fakes -----------------------------------------------------------------------------------------
+
+
+def empty_in_layout(like: Tensor, last: Any) -> Tensor:
+    """Uninitialised [B, H, L, last], in memory [B, L, H, last] where `like` is a view of that kind."""
+    batch, heads, length, _ = like.shape
+    if like.stride(1) < like.stride(2):
+        return like.new_empty(batch, length, heads, last).transpose(1, 2)
+    return like.new_empty(batch, heads, length, last)
+
+
+@torch.library.register_fake("attn_kernels::fwd", lib=_lib)
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return empty_in_layout(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=lse_dtype)
+
+
+@torch.library.register_fake("attn_kernels::bwd", lib=_lib)
+def _(grad_out: Any, grad_lse: Any, out: Any, lse: Any, *args: Any) -> tuple[Tensor, ...]:
+    q, k, v, rel_k, rel_v, q_rel = args[:N_TENSORS]
+    tables = [q.new_empty(0 if x is None else x.shape) for x in (rel_k, rel_v)]
+    grad_q_rel = q.new_empty(0) if q_rel is None else empty_in_layout(q_rel, q.shape[-1])
+    return (*(empty_in_layout(x, x.shape[-1]) for x in (q, k, v)), *tables, grad_q_rel)
+
+
+# --- Autograd --------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    n_saved = N_TENSORS + N_ENTRIES
+    ctx.save_for_backward(*output, *inputs[:n_saved])
+    ctx.settings = inputs[n_saved:]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    out, lse, *inputs = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    grads = bwd(grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
+    given = (g if x is not None else None for g, x in zip(grads, inputs[:N_TENSORS], strict=True))
+    return (*given, *[None] * (N_ENTRIES + len(ctx.settings)))
+
+
+def _double_backward(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError(
+        'attn_kernels: the fused kernels are differentiable once; backend="reference" is any number of times'
+    )
+
+
+torch.library.register_autograd("attn_kernels::fwd", _backward, setup_context=_save, lib=_lib)
+torch.library.register_autograd("attn_kernels::bwd", _double_backward, lib=_lib)
+
+
+# --- Autocast --------------------------------------------------------------------------------------
+
+
+def _register_autocast(op: Any, device: str) -> None:
+    """Inside autocast every floating tensor but lse is cast, as for torch's own attention."""
+    key = f"Autocast{device.upper()}"
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    keep = {"lse", "grad_lse"}
+    names = [argument.name for argument in op._schema.arguments]
+
+    def cast_and_call(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device)
+        args = tuple(
+            x.to(dtype) if isinstance(x, Tensor) and x.dtype in floats and name not in keep else x
+            for name, x in zip(names, args, strict=True)
+        )
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*args)
+
+    _lib.impl(op._schema.name.split("::")[1], cast_and_call, key)
+
+
+for _device in ("cpu", "cuda"):
+    _register_autocast(fwd, _device)
+    _register_autocast(bwd, _device)
+
+
+# --- vmap ------------------------------------------------------------------------------------------
+
+
+def _per_sample(op: Any, n: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+    """One call per sample: for lengths or offsets that differ between samples."""
+    results = []
+    for i in range(n):
+        sample = [
+            x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)
+        ]
+        results.append(op(*sample))
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+def _vmap(op: Any, n_before: int) -> Any:
+    """The batching rule: samples become heads, so that each keeps tables of its own."""
+    tensors = slice(n_before, n_before + N_TENSORS)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        n = info.batch_size
+        entries = in_dims[tensors.stop : tensors.stop + N_ENTRIES]
+        if any(dim is not None for dim in entries):
+            return _per_sample(op, n, in_dims, args)
+        q = args[n_before]
+        heads = (q if in_dims[n_before] is None else q.select(in_dims[n_before], 0)).shape[1]
+
+        def fold(x: Any, dim: int | None, head_dim: int, n_heads: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            x = x.unsqueeze(0).expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
+            if n_heads is not None:
+                x = x.expand(n, n_heads, *x.shape[2:])
+            return x.movedim(0, head_dim).flatten(head_dim, head_dim + 1)
+
+        def unfold(x: Tensor, head_dim: int) -> Tensor:
+            return x.unflatten(head_dim, (n, -1)).movedim(head_dim, 0)
+
+        names = [argument.name for argument in op._schema.arguments]
+        folded = []
+        for name, x, dim in zip(names, args, in_dims, strict=True):
+            table = name in ("rel_k", "rel_v")
+            entry = name in ("key_lengths", "query_offsets")
+            folded.append(x if entry else fold(x, dim, 0 if table else 1, heads if table else None))
+        results = []
+        for returned, result in zip(op._schema.returns, op(*folded), strict=True):
+            if result.dim() == 1:  # the gradient of an absent input
+                result = result.new_empty(n, 0)
+            elif returned.name in ("grad_rel_k", "grad_rel_v"):
+                place = names.index(returned.name.removeprefix("grad_"))
+                table, dim = args[place], in_dims[place]
+                shared = (table if dim is None else table.select(dim, 0)).shape[0] == 1
+                result = unfold(result, 0)
+                result = result.sum(1, keepdim=True) if shared and heads > 1 else result
+            else:
+                result = unfold(result, 1)
+            results.append(result)
+        return tuple(results), (0,) * len(results)
+
+    return rule
+
+
+torch.library.register_vmap("attn_kernels::fwd", _vmap(fwd, 0), lib=_lib)
+torch.library.register_vmap("attn_kernels::bwd", _vmap(bwd, 4), lib=_lib)
