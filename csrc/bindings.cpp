@@ -1,0 +1,317 @@
+// The operators' CPU implementations: the only C++ that knows torch, over its stable ABI.
+//
+// Shapes and dtypes were checked in Python (core/validate.py); here only what memory safety needs.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/plan.h"
+
+namespace attn_kernels {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// --- Memory ---
+
+// Tests set ATTN_KERNELS_POISON: fresh memory is then filled with NaN.
+bool poison() {
+  static const bool on = std::getenv("ATTN_KERNELS_POISON") != nullptr;
+  return on;
+}
+
+Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                     ScalarType dtype) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cpu(), 0,
+      &handle));
+  Tensor tensor(handle);
+  if (poison() && tensor.numel() > 0) std::memset(tensor.data_ptr(), 0xff, tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * at_least(sizes[i + 1], 1);
+  return empty_strided(like, sizes, strides, dtype);
+}
+
+// [B, H, L, last] in memory [B, L, H, last] where `like` is a view of that kind: as core/ops.py promises.
+Tensor empty_in_layout(const Tensor& like, int64_t last) {
+  const int64_t batch = like.size(0), heads = like.size(1), length = like.size(2);
+  const std::vector<int64_t> sizes = {batch, heads, length, last};
+  if (like.stride(1) >= like.stride(2)) return empty(like, sizes, like.scalar_type());
+  const int64_t row = at_least(heads, 1) * last;
+  return empty_strided(like, sizes, {at_least(length, 1) * row, last, row, 1}, like.scalar_type());
+}
+
+// A thread's scratch memory: small ones are kept, for allocating would cost more than a small call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    bytes = ceil_div(bytes, 64) * 64;
+    static thread_local Kept kept;
+    if (bytes <= kKeptBytes) {
+      if (kept.size < bytes) {
+        std::free(kept.data);
+        kept.data = std::aligned_alloc(64, bytes), kept.size = bytes;
+      }
+      data_ = kept.data;
+    } else {
+      data_ = own_ = std::aligned_alloc(64, bytes);
+    }
+    if (poison()) std::memset(data_, 0xff, bytes);
+  }
+  ~Scratch() { std::free(own_); }
+  Scratch(const Scratch&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  static constexpr int64_t kKeptBytes = 2 << 20;
+  struct Kept {
+    void* data = nullptr;
+    int64_t size = 0;
+    ~Kept() { std::free(data); }
+  };
+  void* data_ = nullptr;
+  void* own_ = nullptr;
+};
+
+// Runs all tasks on torch's threads, each taking the next one when it is done.
+template <typename Params>
+void run(const Work<Params>& work, const Params& params) {
+  const int64_t tasks = work.tasks(params), scratch_bytes = at_least(work.scratch(params), 64);
+  std::atomic<int64_t> next{0};
+  const auto worker = [&](int64_t, int64_t) {
+    Scratch scratch(scratch_bytes);
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      work.run(params, task, scratch.data());
+    }
+  };
+  const int64_t threads = at_most(torch::stable::get_num_threads(), tasks);
+  if (threads <= 1) return worker(0, 1);
+  torch::stable::parallel_for(0, threads, 1, worker);
+}
+
+// --- Arguments ---
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default: STD_TORCH_CHECK(false, "attn_kernels: q must be float32, float64, bfloat16 or float16");
+  }
+}
+
+ScalarType arithmetic_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+Tensor rows_contiguous(const Tensor& x) {
+  return x.size(-1) == 1 || x.stride(-1) == 1 ? x : torch::stable::contiguous(x);
+}
+
+Tensor as_type(const Tensor& x, ScalarType dtype) {
+  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
+}
+
+View view_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
+
+Geometry geometry_of(const std::string& name, const std::vector<int64_t>& n) {
+  Geometry g;
+  const auto expect = [&](size_t count) {
+    STD_TORCH_CHECK(n.size() == count, "attn_kernels: geometry ", name, " has ", count, " numbers, got ", n.size());
+  };
+  if (name == "full") {
+    expect(0);
+  } else if (name == "causal") {
+    expect(1);
+    g.kind = GeometryKind::kCausal, g.causal = true, g.window = n[0];
+  } else if (name == "local_1d") {
+    expect(4);
+    g.kind = GeometryKind::kLocal1d, g.block = n[0], g.look_back = n[1], g.look_ahead = n[2], g.causal = n[3];
+  } else if (name == "local_2d") {
+    expect(7);
+    g.kind = GeometryKind::kLocal2d, g.rows = n[0], g.cols = n[1], g.block_rows = n[2], g.block_cols = n[3];
+    g.halo_rows = n[4], g.halo_cols = n[5], g.causal = n[6];
+  } else {
+    STD_TORCH_CHECK(false, "attn_kernels: unknown geometry ", name);
+  }
+  return g;
+}
+
+// Both operators' shared arguments, and what has to stay alive while their pointers are in use.
+struct Inputs {
+  Tensor q, k, v;
+  OptionalTensor rel_k, rel_v, q_rel, key_lengths, query_offsets;
+
+  Table table(const OptionalTensor& x) const {
+    if (!x.has_value()) return {};
+    return {x->data_ptr(), x->size(0) == 1 ? 0 : x->size(1) * x->size(2), x->size(1)};
+  }
+
+  void fill(AttentionParams& p) const {
+    p.batch = q.size(0), p.heads = q.size(1), p.q_len = q.size(2), p.dim = q.size(3);
+    p.k_heads = k.size(1), p.k_len = k.size(2), p.v_dim = v.size(3);
+    p.dtype = dtype_of(q);
+    p.q = view_of(q);
+    if (q_rel.has_value()) p.q_rel = view_of(*q_rel);
+    p.rel_k = table(rel_k), p.rel_v = table(rel_v);
+    if (key_lengths.has_value()) p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
+    if (query_offsets.has_value()) p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
+  }
+
+  // Keys and values in `dtype`, which is theirs or the arithmetic type.
+  void use_keys_as(ScalarType dtype, AttentionParams& p) {
+    k = as_type(k, dtype), v = as_type(v, dtype);
+    p.k = view_of(k), p.v = view_of(v), p.kv_dtype = dtype_of(k);
+  }
+};
+
+Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
+                   const OptionalTensor& rel_v, const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
+                   const OptionalTensor& query_offsets) {
+  const bool shapes_fit = q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && k.size(0) == q.size(0) &&
+                          v.size(0) == q.size(0) && k.size(3) == q.size(3) && v.size(1) == k.size(1) &&
+                          v.size(2) == k.size(2) && (k.size(1) == 0 || q.size(1) % k.size(1) == 0);
+  STD_TORCH_CHECK(shapes_fit, "attn_kernels: the shapes of q, k and v do not fit; call attn_kernels.attention");
+  Inputs in{rows_contiguous(q), rows_contiguous(k), rows_contiguous(v), {}, {}, {}, {}, {}};
+  const auto table = [&](const OptionalTensor& x, int64_t dim) -> OptionalTensor {
+    if (!x.has_value()) return {};
+    STD_TORCH_CHECK(x->dim() == 3 && x->size(2) == dim && (x->size(0) == 1 || x->size(0) == q.size(1)),
+                    "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
+    return torch::stable::contiguous(as_type(*x, arithmetic_type(q)));
+  };
+  const auto per_entry = [&](const OptionalTensor& x) -> OptionalTensor {
+    if (!x.has_value()) return {};
+    STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == q.size(0), "attn_kernels: one number per batch entry");
+    return torch::stable::contiguous(as_type(*x, ScalarType::Long));
+  };
+  in.rel_k = table(rel_k, q.size(3)), in.rel_v = table(rel_v, v.size(3));
+  if (q_rel.has_value()) in.q_rel = rows_contiguous(*q_rel);
+  in.key_lengths = per_entry(key_lengths), in.query_offsets = per_entry(query_offsets);
+  return in;
+}
+
+const InstructionSet& isa() {
+  const InstructionSet* set = instruction_set();
+  STD_TORCH_CHECK(set != nullptr, "attn_kernels: no instruction set to run on; see attn_kernels.backends()");
+  return *set;
+}
+
+const Kernels& kernels_for(const Tensor& q) {
+  return q.scalar_type() == ScalarType::Double ? *isa().for_double : *isa().for_float;
+}
+
+int64_t tile_queries(const Tensor& q) { return 256 / (q.scalar_type() == ScalarType::Double ? 8 : 4); }
+
+// --- Operators ---
+
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
+                                   const OptionalTensor& rel_v, const OptionalTensor& q_rel,
+                                   const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
+                                   int64_t query_offset, const std::string& geometry,
+                                   const std::vector<int64_t>& extent, bool clip, double scale, double rel_scale) {
+  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets);
+  const Tensor out = empty_in_layout(q, v.size(3));
+  const Tensor lse = empty(q, {q.size(0), q.size(1), q.size(2)}, arithmetic_type(q));
+  if (lse.numel() == 0) return {out, lse};
+
+  const Kernels& kernels = kernels_for(q);
+  ForwardParams p;
+  in.fill(p);
+  p.geometry = geometry_of(geometry, extent);
+  p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
+  p.out = view_of(out), p.lse = lse.data_ptr();
+  plan_forward(p, tile_queries(q));
+  in.use_keys_as(p.few_queries ? q.scalar_type() : arithmetic_type(q), p);
+  if (p.splits == 1) {
+    run(kernels.forward, p);
+  } else {
+    const Tensor partial = empty(q, {kernels.part_bytes(p) / 4}, ScalarType::Float);
+    p.partial = partial.data_ptr();
+    run(kernels.forward, p);
+    run(kernels.merge_forward, p);
+  }
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse, const Tensor& q,
+    const Tensor& k, const Tensor& v, const OptionalTensor& rel_k, const OptionalTensor& rel_v,
+    const OptionalTensor& q_rel, const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
+    int64_t query_offset, const std::string& geometry, const std::vector<int64_t>& extent, bool clip, double scale,
+    double rel_scale) {
+  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets);
+  const ScalarType dtype = q.scalar_type();
+  const Tensor grad_q = empty_in_layout(q, q.size(3)), grad_k = empty_in_layout(k, k.size(3));
+  const Tensor grad_v = empty_in_layout(v, v.size(3));
+  const auto table_grad = [&](const OptionalTensor& x) {
+    if (!x.has_value()) return empty(q, {0}, dtype);
+    return empty(q, {x->size(0), x->size(1), x->size(2)}, dtype);
+  };
+  const Tensor grad_rel_k = table_grad(rel_k), grad_rel_v = table_grad(rel_v);
+  const Tensor grad_q_rel = q_rel.has_value() ? empty_in_layout(*q_rel, q.size(3)) : empty(q, {0}, dtype);
+
+  const Kernels& kernels = kernels_for(q);
+  BackwardParams p;
+  in.fill(p);
+  p.geometry = geometry_of(geometry, extent);
+  p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
+  in.use_keys_as(arithmetic_type(q), p);
+  const Tensor out_rows = rows_contiguous(out), grad_rows = rows_contiguous(as_type(grad_out, dtype));
+  const Tensor lse_whole = torch::stable::contiguous(lse);
+  OptionalTensor grad_lse_whole;
+  if (grad_lse.has_value()) grad_lse_whole = torch::stable::contiguous(as_type(*grad_lse, arithmetic_type(q)));
+  p.out = view_of(out_rows), p.lse = lse_whole.data_ptr(), p.grad_out = view_of(grad_rows);
+  if (grad_lse_whole.has_value()) p.grad_lse = grad_lse_whole->data_ptr();
+  p.grad_q = view_of(grad_q), p.grad_k = view_of(grad_k), p.grad_v = view_of(grad_v);
+  if (q_rel.has_value()) p.grad_q_rel = view_of(grad_q_rel);
+  p.grad_rel_k = grad_rel_k.data_ptr(), p.grad_rel_v = grad_rel_v.data_ptr();
+  if (p.k_heads == 0) {
+    for (const Tensor& x : {grad_rel_k, grad_rel_v}) {
+      if (x.numel() > 0) std::memset(x.data_ptr(), 0, x.numel() * x.element_size());
+    }
+    return {grad_q, grad_k, grad_v, grad_rel_k, grad_rel_v, grad_q_rel};
+  }
+
+  plan_backward(p, tile_queries(q));
+  OptionalTensor key_parts, table_parts;
+  if (p.chunks > 1) {
+    key_parts = empty(q, {kernels.key_part_bytes(p) / 4}, ScalarType::Float);
+    p.key_parts = key_parts->data_ptr();
+  }
+  if (rel_k.has_value()) {
+    table_parts = empty(q, {kernels.table_part_bytes(p) / 4}, ScalarType::Float);
+    p.table_parts = table_parts->data_ptr();
+  }
+  run(kernels.backward, p);
+  if (p.chunks > 1) run(kernels.merge_keys, p);
+  if (rel_k.has_value()) run(kernels.merge_tables, p);
+  return {grad_q, grad_k, grad_v, grad_rel_k, grad_rel_v, grad_q_rel};
+}
+
+}  // namespace
+}  // namespace attn_kernels
+
+STABLE_TORCH_LIBRARY_IMPL(attn_kernels, CPU, m) {
+  m.impl("fwd", TORCH_BOX(&attn_kernels::forward));
+  m.impl("bwd", TORCH_BOX(&attn_kernels::backward));
+}

@@ -1,0 +1,140 @@
+// The algorithm, compiled once per instruction set: a file defines ATTN_ISA and includes this.
+//
+// No torch and no std containers in here: an inline function instantiated for a better CPU could win at
+// link time and crash an older one. Everything but the tables lies in an anonymous namespace.
+
+#include "kernels.h"
+#include "../geometry.h"
+#include "../score.h"
+
+namespace attn_kernels {
+namespace ATTN_ISA {
+namespace {
+
+#include "vec.h"
+#include "rows.h"
+#include "gemm.h"
+#include "tile.h"
+#include "band.h"
+#include "forward.h"
+#include "few.h"
+#include "backward.h"
+
+// Objects of kMember's layout over a task's scratch.
+template <typename Object, typename Params>
+int64_t scratch_of(const Params& p) {
+  Object object;
+  Arena arena{nullptr};
+  object.layout(arena, p);
+  return arena.used;
+}
+
+template <typename Object, typename Params>
+Object over(const Params& p, void* scratch) {
+  Object object;
+  Arena arena{static_cast<char*>(scratch)};
+  object.layout(arena, p);
+  return object;
+}
+
+template <typename T>
+struct Entry {
+  using Forward = ForwardTile<T>;
+  using Few = FewQueries<T>;
+  using Backward = BackwardChunk<T>;
+
+  static int64_t tiles(const AttentionParams& p) { return tile_count(p.geometry, p.q_len, kTileQueries<T>); }
+
+  // --- Forward ---
+  static int64_t forward_units(const ForwardParams& p) {
+    return p.few_queries ? p.batch * p.k_heads : p.batch * p.heads * tiles(p);
+  }
+  static int64_t forward_tasks(const ForwardParams& p) { return forward_units(p) * p.splits; }
+  static int64_t forward_scratch(const ForwardParams& p) {
+    return p.few_queries ? scratch_of<Few>(p) : scratch_of<Forward>(p);
+  }
+  static int64_t part_bytes(const ForwardParams& p) {
+    const int64_t size = p.few_queries ? Few::queries(p) * Few::state_size(p) : Forward::part_size(p);
+    return forward_tasks(p) * size * int64_t(sizeof(T));
+  }
+  static void forward(const ForwardParams& p, int64_t task, void* scratch) {
+    const int64_t unit = task / p.splits, split = task % p.splits;
+    if (p.few_queries) {
+      over<Few>(p, scratch).run(p, unit / p.k_heads, unit % p.k_heads, split);
+    } else {
+      const int64_t head = unit / tiles(p), last_first = tiles(p) - 1 - unit % tiles(p);
+      over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, last_first, split);
+    }
+  }
+  static void merge_forward(const ForwardParams& p, int64_t unit, void* scratch) {
+    if (p.few_queries) {
+      over<Few>(p, scratch).merge(p, unit / p.k_heads, unit % p.k_heads);
+    } else {
+      const int64_t head = unit / tiles(p);
+      over<Forward>(p, scratch).merge(p, head / p.heads, head % p.heads, unit % tiles(p));
+    }
+  }
+
+  // --- Backward ---
+  static int64_t backward_tasks(const BackwardParams& p) { return p.batch * p.k_heads * p.chunks; }
+  static int64_t key_part_bytes(const BackwardParams& p) {
+    return backward_tasks(p) * Backward::key_part_size(p) * int64_t(sizeof(T));
+  }
+  static int64_t table_part_bytes(const BackwardParams& p) {
+    return p.batch * p.heads * p.chunks * Backward::table_part_size(p) * int64_t(sizeof(T));
+  }
+  static void backward(const BackwardParams& p, int64_t task, void* scratch) {
+    const int64_t head = task / p.chunks;
+    over<Backward>(p, scratch).run(p, head / p.k_heads, head % p.k_heads, task % p.chunks);
+  }
+
+  static constexpr int64_t kMergeKeys = 64;  // keys a merging task takes
+  static int64_t key_blocks(const BackwardParams& p) { return ceil_div(p.k_len, kMergeKeys); }
+  static int64_t merge_keys_tasks(const BackwardParams& p) { return p.batch * p.k_heads * key_blocks(p); }
+  static int64_t no_scratch(const BackwardParams&) { return 0; }
+  static void merge_keys(const BackwardParams& p, int64_t task, void*) {
+    const int64_t head = task / key_blocks(p), begin = task % key_blocks(p) * kMergeKeys;
+    Backward::merge_keys(p, head / p.k_heads, head % p.k_heads, begin, at_most(begin + kMergeKeys, p.k_len));
+  }
+
+  static int64_t table_rows(const BackwardParams& p, const Table& table) {
+    return table.data == nullptr ? 0 : (table.head_stride == 0 ? 1 : p.heads) * table.rows;
+  }
+  static int64_t merge_tables_tasks(const BackwardParams& p) {
+    return table_rows(p, p.rel_k) + table_rows(p, p.rel_v);
+  }
+  static int64_t merge_tables_scratch(const BackwardParams& p) {
+    return padded<T>(at_least(p.dim, p.v_dim)) * int64_t(sizeof(T));
+  }
+  static void merge_tables(const BackwardParams& p, int64_t task, void* scratch) {
+    const bool values = task >= table_rows(p, p.rel_k);
+    if (values) task -= table_rows(p, p.rel_k);
+    Backward::merge_table_row(p, values, task / p.rel_k.rows, task % p.rel_k.rows, static_cast<T*>(scratch));
+  }
+
+  static void exp2_of(const void* x, void* y, int64_t n) {
+    const T* from = static_cast<const T*>(x);
+    T* to = static_cast<T*>(y);
+    for (int64_t i = 0; i < n; ++i) to[i] = exp2<T>(set1(from[i]))[0];
+  }
+
+  static constexpr Kernels kTable = {
+      part_bytes,
+      {forward_tasks, forward_scratch, forward},
+      {forward_units, forward_scratch, merge_forward},
+      key_part_bytes,
+      table_part_bytes,
+      {backward_tasks, scratch_of<Backward, BackwardParams>, backward},
+      {merge_keys_tasks, no_scratch, merge_keys},
+      {merge_tables_tasks, merge_tables_scratch, merge_tables},
+      exp2_of,
+  };
+};
+
+}  // namespace
+
+extern const Kernels kernels_float = Entry<float>::kTable;
+extern const Kernels kernels_double = Entry<double>::kTable;
+
+}  // namespace ATTN_ISA
+}  // namespace attn_kernels

@@ -1,0 +1,289 @@
+// Backward: one tile of queries against its keys, recomputing the weights from lse.
+//
+//     P = exp(S - lse)          dV += P dO           dP = dO V^T (+ dO rel_v)
+//     dS = P * (dP - delta)     dK += dS Q           dQ += dS K (+ dS rel_k)
+//     delta_i = out_i . dO_i - dlse_i
+//
+// Five products, eight with a relative term. Keys' gradients are summed over the tiles of a chunk in
+// [k_len, padded dim] matrices of the arithmetic type.
+
+template <typename T>
+struct BackwardTile {
+  T *rows, *q, *q_rel, *grad_out, *q_rows, *q_rel_rows, *grad_rows;
+  T *weights, *grads, *keys, *values, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
+  ScoreBand<T> score_band, value_band;
+  GradBand<T> score_grad, value_grad;
+  T *grad_k, *grad_v;            // the chunk's sums, [k_len, padded dim]
+  T *grad_rel_k, *grad_rel_v;    // the chunk's sums for the tile's head, [rows, padded dim]
+
+  void layout(Arena& arena, const BackwardParams& p) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim), larger_dim = at_least(dim, v_dim);
+    rows = arena.take<T>(pitch * larger_dim);
+    q = arena.take<T>(pitch * dim);
+    grad_out = arena.take<T>(pitch * v_dim);
+    q_rows = arena.take<T>(pitch * dim);
+    grad_rows = arena.take<T>(pitch * v_dim);
+    weights = ForwardTile<T>::zero_bordered(arena);
+    grads = ForwardTile<T>::zero_bordered(arena);
+    keys = arena.take<T>(kStepKeys * p.dim);
+    values = arena.take<T>(kStepKeys * p.v_dim);
+    scratch = arena.take<T>(kStepKeys * larger_dim);
+    grad_q = arena.take<T>(pitch * dim);
+    lse = arena.take<T>(pitch);
+    delta = arena.take<T>(pitch);
+    if (p.rel_k.data) {
+      q_rel = arena.take<T>(pitch * dim);
+      q_rel_rows = arena.take<T>(pitch * dim);
+      grad_q_rel = arena.take<T>(pitch * dim);
+      score_band.layout(arena);
+      score_grad.layout(arena);
+    }
+    if (p.rel_v.data) {
+      value_band.layout(arena);
+      value_grad.layout(arena);
+    }
+  }
+
+  void run(const BackwardParams& p, int64_t batch, int64_t head, int64_t index) {
+    const Tile<T> tile = make_tile<T>(p, batch, head, index);
+    if (tile.queries.count <= 0) return;
+    start(p, tile);
+    for (int64_t key = 0; key < tile.queries.n_keys; key += kStepKeys) {
+      step(p, tile, key, int(at_most(tile.queries.n_keys - key, kStepKeys)));
+    }
+    finish(p, tile);
+  }
+
+  // `view` as rows, and transposed times `factor`.
+  void load_both(const Tile<T>& tile, const View& view, DType dtype, int64_t dim, T factor, T* as_rows,
+                 T* transposed) {
+    constexpr int pitch = kTileQueries<T>;
+    load_queries<T>(tile, view, dtype, dim, 1, as_rows);
+    load_queries<T>(tile, view, dtype, dim, factor, rows);
+    transpose<T>(tile.lanes, padded<T>(dim), rows, padded<T>(dim), transposed, pitch);
+  }
+
+  void start(const BackwardParams& p, const Tile<T>& tile) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
+    load_both(tile, p.q, p.dtype, p.dim, T(p.scale * kLog2E), q_rows, q);
+    load_both(tile, p.grad_out, p.dtype, p.v_dim, 1, grad_rows, grad_out);
+    load_queries<T>(tile, p.out, p.dtype, p.v_dim, 1, rows);
+    const int64_t head_row = (tile.batch * p.heads + tile.head) * p.q_len;
+    for (int i = 0; i < tile.lanes; ++i) {
+      T dot = 0;
+      for (int64_t d = 0; d < p.v_dim; ++d) dot += rows[i * v_dim + d] * grad_rows[i * v_dim + d];
+      const int64_t query = at_most(i, tile.queries.count - 1);
+      const int64_t at = head_row + query_index(tile.geometry, tile.queries, query);
+      const T value = static_cast<const T*>(p.lse)[at];
+      // A row without keys has weight 0 everywhere: 2^(s - inf).
+      lse[i] = value == T(-__builtin_inf()) ? T(__builtin_inf()) : T(value * kLog2E);
+      delta[i] = p.grad_lse ? dot - static_cast<const T*>(p.grad_lse)[at] : dot;
+    }
+    fill<T>(grad_q, dim * pitch, 0);
+    if (p.rel_k.data) {
+      load_both(tile, p.q_rel.data ? p.q_rel : p.q, p.dtype, p.dim, T(p.rel_scale * kLog2E), q_rel_rows,
+                q_rel);
+      fill<T>(grad_q_rel, dim * pitch, 0);
+      const HeadTable<T> table = head_table<T>(p.rel_k, p, tile.head, p.dim);
+      score_band.start(table, q_rel);
+      score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_rows, tile.queries.count);
+    }
+    if (p.rel_v.data) {
+      const HeadTable<T> table = head_table<T>(p.rel_v, p, tile.head, p.v_dim);
+      value_band.start(table, grad_out);
+      value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_rows, tile.queries.count);
+    }
+  }
+
+  void step(const BackwardParams& p, const Tile<T>& tile, int64_t start, int n) {
+    constexpr int pitch = kTileQueries<T>;
+    Slab slabs[kStepKeys / kSlabKeys];
+    const int n_slabs = cut_slabs(tile, start, n, slabs);
+    const int64_t offset = tile.queries.k_pos + start - tile.queries.q_pos;
+    const Rows<T> k = gather_rows<T>(tile, p.k, p.dim, start, n, keys);
+    const Rows<T> v = gather_rows<T>(tile, p.v, p.v_dim, start, n, values);
+
+    for (int s = 0; s < n_slabs; ++s) {
+      const Slab& slab = slabs[s];
+      const int64_t at = slab.key * pitch + slab.lane;
+      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim, k.data + slab.key * k.stride, k.stride,
+                        q + slab.lane, pitch, weights + at, pitch, false);
+      gemm<Left::kRows>(slab.keys, slab.lanes, p.v_dim, v.data + slab.key * v.stride, v.stride,
+                        grad_out + slab.lane, pitch, grads + at, pitch, false);
+    }
+    if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, weights);
+    if (p.rel_v.data) value_band.add(offset, tile.lanes, n, slabs, n_slabs, grads);
+    for (int s = 0; s < n_slabs; ++s) {
+      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), weights);
+      logit_grads(slabs[s]);
+      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], 0, grads);
+    }
+    if (p.rel_k.data) {
+      zero_outside(tile.lanes, n, slabs, n_slabs, grads);
+      ForwardTile<T>::zero_border(grads, n);
+      score_grad.add(offset, n, grads);
+    }
+    if (p.rel_v.data) {
+      zero_outside(tile.lanes, n, slabs, n_slabs, weights);
+      ForwardTile<T>::zero_border(weights, n);
+      value_grad.add(offset, n, weights);
+    }
+    for (int s = 0; s < n_slabs; ++s) {
+      const Slab& slab = slabs[s];
+      gemm<Left::kColumns>(p.dim, slab.lanes, slab.keys, k.data + slab.key * k.stride, k.stride,
+                           grads + slab.key * pitch + slab.lane, pitch, grad_q + slab.lane, pitch, true);
+    }
+    add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads, q_rows, grad_k);
+    add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights, grad_rows, grad_v);
+  }
+
+  // weights: logits -> P;  grads: dP -> dS.
+  void logit_grads(const Slab& slab) {
+    constexpr int pitch = kTileQueries<T>;
+    for (int lane = slab.lane; lane < slab.lane + slab.lanes; lane += kLanes<T>) {
+      const Vec<T> row_lse = load(lse + lane), row_delta = load(delta + lane);
+      T* weight = weights + slab.key * pitch + lane;
+      T* grad = grads + slab.key * pitch + lane;
+#pragma GCC unroll 2
+      for (int key = 0; key < slab.keys; ++key, weight += pitch, grad += pitch) {
+        const Vec<T> w = exp2<T>(load(weight) - row_lse);
+        store<T>(weight, w);
+        store<T>(grad, w * (load(grad) - row_delta));
+      }
+    }
+  }
+
+  // sums[position of key] += sum over queries of matrix[key, query] * q_rows[query]
+  void add_key_grads(const Tile<T>& tile, int64_t start, int n, const Slab* slabs, int n_slabs,
+                     int64_t dim, const T* matrix, const T* query_rows, T* sums) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t width = padded<T>(dim);
+    Span run = key_run(tile.geometry, tile.queries, start);
+    const bool together = run.stop - run.start >= n;
+    T* to = together ? sums + run.start * width : scratch;
+    if (!together) fill<T>(scratch, n * width, 0);
+    for (int s = 0; s < n_slabs; ++s) {
+      const Slab& slab = slabs[s];
+      const int64_t queries = at_most(slab.lanes, tile.queries.count - slab.lane);
+      gemm<Left::kRows>(slab.keys, width, queries, matrix + slab.key * pitch + slab.lane, pitch,
+                        query_rows + slab.lane * width, width, to + slab.key * width, width, true);
+    }
+    if (together) return;
+    for (int done = 0; done < n; run = key_run(tile.geometry, tile.queries, start + done)) {
+      for (; run.start < run.stop && done < n; ++run.start, ++done) {
+        T* sum = sums + run.start * width;
+        for (int64_t d = 0; d < width; ++d) sum[d] += scratch[done * width + d];
+      }
+      if (done >= n) break;
+    }
+  }
+
+  void finish(const BackwardParams& p, const Tile<T>& tile) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t dim = padded<T>(p.dim);
+    T factor = T(p.scale);
+    if (p.rel_k.data) {
+      score_grad.finish();
+      if (p.q_rel.data) {
+        store_queries<T>(tile, grad_q_rel, p.dim, T(p.rel_scale), rows, p.dtype, p.grad_q_rel);
+      } else {
+        for (int64_t i = 0; i < dim * pitch; ++i) {
+          grad_q[i] = grad_q[i] * T(p.scale) + grad_q_rel[i] * T(p.rel_scale);
+        }
+        factor = 1;
+      }
+    }
+    if (p.rel_v.data) value_grad.finish();
+    store_queries<T>(tile, grad_q, p.dim, factor, rows, p.dtype, p.grad_q);
+  }
+};
+
+// One chunk of the queries of a key head, all its query heads included; see BackwardParams::chunks.
+template <typename T>
+struct BackwardChunk {
+  BackwardTile<T> tile;
+  T* own_key_part;  // where the chunk's sums lie when it is the only one
+
+  void layout(Arena& arena, const BackwardParams& p) {
+    tile.layout(arena, p);
+    own_key_part = p.chunks == 1 ? arena.take<T>(key_part_size(p)) : nullptr;
+  }
+
+  static int64_t key_part_size(const AttentionParams& p) {
+    return p.k_len * (padded<T>(p.dim) + padded<T>(p.v_dim));
+  }
+  static int64_t table_part_size(const AttentionParams& p) {
+    return p.rel_k.rows * (padded<T>(p.dim) + (p.rel_v.data ? padded<T>(p.v_dim) : 0));
+  }
+
+  void run(const BackwardParams& p, int64_t batch, int64_t k_head, int64_t chunk) {
+    const int64_t part = (batch * p.k_heads + k_head) * p.chunks + chunk, group = p.heads / p.k_heads;
+    T* sums = p.chunks == 1 ? own_key_part : static_cast<T*>(p.key_parts) + part * key_part_size(p);
+    fill<T>(sums, key_part_size(p), 0);
+    tile.grad_k = sums, tile.grad_v = sums + p.k_len * padded<T>(p.dim);
+
+    const int64_t tiles = tile_count(p.geometry, p.q_len, kTileQueries<T>);
+    for (int64_t i = 0; i < group; ++i) {
+      if (p.rel_k.data) {
+        T* table = static_cast<T*>(p.table_parts) + (part * group + i) * table_part_size(p);
+        fill<T>(table, table_part_size(p), 0);
+        tile.grad_rel_k = table, tile.grad_rel_v = table + p.rel_k.rows * padded<T>(p.dim);
+      }
+      // Chunks take turns, first to last, so that causal ones have about the same work.
+      for (int64_t index = chunk; index < tiles; index += p.chunks) {
+        tile.run(p, batch, k_head * group + i, index);
+      }
+    }
+    if (p.chunks == 1) store_key_grads(p, batch, k_head, 0, p.k_len, sums);
+  }
+
+  static void store_key_grads(const BackwardParams& p, int64_t batch, int64_t k_head, int64_t begin,
+                              int64_t end, const T* sums) {
+    const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
+    for (int64_t key = begin; key < end; ++key) {
+      store_row(p.dtype, sums + key * dim, p.dim, T(p.scale),
+                row_of(p.grad_k, p.dtype, batch, k_head, key));
+      store_row(p.dtype, sums + p.k_len * dim + key * v_dim, p.v_dim, T(1),
+                row_of(p.grad_v, p.dtype, batch, k_head, key));
+    }
+  }
+
+  // Adds the chunks' rows [begin, end) of the keys' gradients, in order, into the first chunk's.
+  static void merge_keys(const BackwardParams& p, int64_t batch, int64_t k_head, int64_t begin,
+                         int64_t end) {
+    const int64_t size = key_part_size(p), dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
+    T* sums = static_cast<T*>(p.key_parts) + (batch * p.k_heads + k_head) * p.chunks * size;
+    for (int64_t chunk = 1; chunk < p.chunks; ++chunk) {
+      const T* part = sums + chunk * size;
+      const int64_t values = p.k_len * dim;
+      for (int64_t i = begin * dim; i < end * dim; ++i) sums[i] += part[i];
+      for (int64_t i = values + begin * v_dim; i < values + end * v_dim; ++i) sums[i] += part[i];
+    }
+    store_key_grads(p, batch, k_head, begin, end, sums);
+  }
+
+  // Adds one row of a table's gradient over batch entries, chunks and, if shared, heads, in order.
+  static void merge_table_row(const BackwardParams& p, bool values, int64_t table_head, int64_t row,
+                              T* sum) {
+    const Table& table = values ? p.rel_v : p.rel_k;
+    const int64_t dim = values ? p.v_dim : p.dim, width = padded<T>(dim), group = p.heads / p.k_heads;
+    const int64_t first = table.head_stride == 0 ? 0 : table_head;
+    const int64_t last = table.head_stride == 0 ? p.heads : table_head + 1;
+    const T* parts = static_cast<const T*>(p.table_parts) + (values ? p.rel_k.rows * padded<T>(p.dim) : 0);
+    fill<T>(sum, width, 0);
+    for (int64_t batch = 0; batch < p.batch; ++batch) {
+      for (int64_t head = first; head < last; ++head) {
+        for (int64_t chunk = 0; chunk < p.chunks; ++chunk) {
+          const int64_t part = (batch * p.k_heads + head / group) * p.chunks + chunk;
+          const T* from = parts + (part * group + head % group) * table_part_size(p) + row * width;
+          for (int64_t d = 0; d < width; ++d) sum[d] += from[d];
+        }
+      }
+    }
+    char* to = static_cast<char*>(values ? p.grad_rel_v : p.grad_rel_k);
+    to += (table_head * table.rows + row) * dim * element_size(p.dtype);
+    store_row(p.dtype, sum, dim, values ? T(1) : T(p.rel_scale), to);
+  }
+};

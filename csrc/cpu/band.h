@@ -1,0 +1,251 @@
+// The relative term of a tile, without a buffer of size queries x keys or queries x table.
+//
+// For n keys and `lanes` queries the offsets j - p_i take lanes - 1 + n values: a band of the table. Its
+// products with the queries, band[r, i] = table[row(o + r)] . q_i, are one matrix product, of which each
+// further step only needs n new rows. Key j and lane i read band[j - i + lanes - 1, i]: within a vector,
+// lane i reads the row i above. A shift by less than kLanes rows per lane is made by two rounds of blends
+// (by i % 4, then by i / 4 * 4); from vector to vector it is a pointer shift.
+
+template <typename T>
+constexpr uint32_t lanes_where(int divisor, int modulus, int value) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes<T>; ++i) mask |= uint32_t(i / divisor % modulus == value) << i;
+  return mask;
+}
+
+// Lane i of the result is lane i of x[kStep * (i / kDivisor % 4)], kStep in vectors of pitch `pitch`.
+template <int kDivisor, int kStep, typename T>
+ATTN_INLINE Vec<T> blend_rows(const T* x, int64_t pitch) {
+  constexpr int rounds = kLanes<T> / kDivisor < 4 ? kLanes<T> / kDivisor : 4;
+  Vec<T> y = load(x);
+  if constexpr (rounds > 1)
+    y = blend<lanes_where<T>(kDivisor, 4, 1), T>(y, load(x + kStep * pitch));
+  if constexpr (rounds > 2)
+    y = blend<lanes_where<T>(kDivisor, 4, 2), T>(y, load(x + 2 * kStep * pitch));
+  if constexpr (rounds > 3)
+    y = blend<lanes_where<T>(kDivisor, 4, 3), T>(y, load(x + 3 * kStep * pitch));
+  return y;
+}
+
+// One vector column: to[j] += lane-wise from[j + kSign * i], for j in [0, n). Rows are kTileQueries apart.
+template <int kSign, typename T>
+inline void add_sheared(const T* from, int n, T* to) {
+  constexpr int w = kLanes<T>, pitch = kTileQueries<T>;
+  constexpr int reach = w > 4 ? w - 4 : 0;  // how far the second round looks
+  alignas(64) T half[(kStepKeys + 2 * w) * w];
+  const int begin = kSign < 0 ? -reach : 0, end = kSign < 0 ? n : n + reach;
+  for (int j = begin; j < end; ++j) {
+    store<T>(half + (j - begin) * w, blend_rows<1, kSign, T>(from + j * pitch, pitch));
+  }
+  for (int j = 0; j < n; ++j) {
+    const T* x = half + (j - begin) * w;
+    store<T>(to + j * pitch, load(to + j * pitch) + blend_rows<4, 4 * kSign, T>(x, w));
+  }
+}
+
+// A head's table and how offsets map to its rows.
+template <typename T>
+struct HeadTable {
+  const T* data = nullptr;
+  int64_t rows = 0, dim = 0;
+  bool causal = false, clip = false;
+
+  // Whether all of `count` offsets from `first` on lie before (-1) or behind (+1) the table.
+  int beyond(int64_t first, int64_t count) const {
+    const BandRows cut = band_rows(first, count, rows, causal);
+    return cut.below == count ? -1 : cut.above == count ? 1 : 0;
+  }
+};
+
+template <typename T>
+inline HeadTable<T> head_table(const Table& table, const AttentionParams& p, int64_t head, int64_t dim) {
+  if (table.data == nullptr) return {};
+  return {static_cast<const T*>(table.data) + head * table.head_stride, table.rows, dim,
+          p.geometry.causal, p.clip};
+}
+
+template <typename T>
+constexpr int kBandRows = kTileQueries<T> + kStepKeys;
+
+// Table times queries, added to logits.
+template <typename T>
+struct ScoreBand {
+  HeadTable<T> table;
+  const T* queries;  // [dim, lanes]
+  T* rows;           // [kBandRows, lanes]
+  T* edges;          // the products of the first and last row
+  int64_t next = 0;  // the offset behind the last row held
+  int held = 0;
+  bool have_edges = false;
+
+  void layout(Arena& arena) {
+    rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
+    edges = arena.take<T>(2 * kTileQueries<T>);
+  }
+
+  void start(const HeadTable<T>& head, const T* q) {
+    table = head, queries = q, held = 0, have_edges = false;
+  }
+
+  // The products of the edge row on side -1 or +1, or null if nothing is added beyond the table.
+  const T* edge(int side, int lanes) {
+    constexpr int pitch = kTileQueries<T>;
+    if (!table.clip || (side > 0 && table.causal)) return nullptr;
+    if (!have_edges) {
+      gemm<Left::kRows>(2, lanes, table.dim, table.data, (table.rows - 1) * table.dim, queries, pitch,
+                        edges, pitch, false);
+      have_edges = true;
+    }
+    return edges + (side > 0 ? pitch : 0);
+  }
+
+  void fill_edge(int side, int lanes, int64_t n, T* to) {
+    const T* from = n > 0 ? edge(side, lanes) : nullptr;
+    for (int64_t r = 0; r < n; ++r) {
+      for (int i = 0; i < lanes; ++i) to[r * kTileQueries<T> + i] = from ? from[i] : T(0);
+    }
+  }
+
+  void compute(int64_t first, int64_t n, int lanes, T* to) {
+    constexpr int pitch = kTileQueries<T>;
+    const BandRows cut = band_rows(first, n, table.rows, table.causal);
+    fill_edge(-1, lanes, cut.below, to);
+    gemm<Left::kRows>(cut.inside, lanes, table.dim, table.data + cut.row * table.dim, table.dim, queries,
+                      pitch, to + cut.below * pitch, pitch, false);
+    fill_edge(1, lanes, cut.above, to + (cut.below + cut.inside) * pitch);
+  }
+
+  // Adds the term to the step's slabs; `offset` is that of its first key to the tile's first query.
+  void add(int64_t offset, int lanes, int n, const Slab* slabs, int n_slabs, T* logits) {
+    constexpr int pitch = kTileQueries<T>, w = kLanes<T>;
+    const int64_t first = offset - (lanes - 1);
+    const int64_t n_rows = lanes - 1 + n;
+    if (const int side = table.beyond(first, n_rows)) {
+      held = 0;
+      if (const T* row = edge(side, lanes)) {
+        for (int s = 0; s < n_slabs; ++s) {
+          for (int key = slabs[s].key; key < slabs[s].key + slabs[s].keys; ++key) {
+            T* to = logits + key * pitch;
+            for (int i = slabs[s].lane; i < slabs[s].lane + slabs[s].lanes; ++i) to[i] += row[i];
+          }
+        }
+      }
+      return;
+    }
+    int kept = 0;
+    if (held > 0 && next == first + lanes - 1) {
+      kept = lanes - 1;
+      copy(rows, rows + (held - kept) * pitch, kept * pitch);
+    }
+    compute(first + kept, n_rows - kept, lanes, rows + kept * pitch);
+    held = int(n_rows), next = first + n_rows;
+    for (int s = 0; s < n_slabs; ++s) {
+      for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += w) {
+        const T* from = rows + (slabs[s].key + lanes - 1 - lane) * pitch + lane;
+        add_sheared<-1>(from, slabs[s].keys, logits + slabs[s].key * pitch + lane);
+      }
+    }
+  }
+};
+
+// The way back: weights (or logit gradients) of a step, summed by offset and multiplied with the table.
+// A row is complete, and leaves, when all steps that touch it are done.
+template <typename T>
+struct GradBand {
+  HeadTable<T> table;
+  T* product;         // [dim, lanes] += table^T band, or null
+  T* grad_table;      // [rows, padded dim] += band q, or null
+  const T* q_rows;    // [lanes, padded dim]
+  int64_t n_queries;  // lanes that count in grad_table
+  T* rows;            // [kBandRows, lanes]
+  T* edges;           // sums of the rows before and behind the table
+  int64_t next = 0;   // offset of rows[0]
+  int held = 0, lanes = 0;
+
+  void layout(Arena& arena) {
+    rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
+    edges = arena.take<T>(2 * kTileQueries<T>);
+  }
+
+  void start(const HeadTable<T>& head, int n_lanes, T* product_, T* grad_table_, const T* q_rows_,
+             int64_t n_queries_) {
+    table = head, lanes = n_lanes, product = product_, grad_table = grad_table_, q_rows = q_rows_;
+    n_queries = n_queries_, held = 0;
+    fill<T>(edges, 2 * kTileQueries<T>, 0);
+  }
+
+  void multiply(int64_t row, int64_t n, const T* band) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t padded_dim = padded<T>(table.dim);
+    if (n == 0) return;
+    if (product) {
+      gemm<Left::kColumns>(table.dim, lanes, n, table.data + row * table.dim, table.dim, band, pitch,
+                           product, pitch, true);
+    }
+    if (grad_table) {
+      gemm<Left::kRows>(n, padded_dim, n_queries, band, pitch, q_rows, padded_dim,
+                        grad_table + row * padded_dim, padded_dim, true);
+    }
+  }
+
+  void add_to_edge(int side, int64_t n, const T* band) {
+    if (!table.clip || (side > 0 && table.causal)) return;
+    T* edge = edges + (side > 0 ? kTileQueries<T> : 0);
+    for (int64_t r = 0; r < n; ++r) {
+      for (int i = 0; i < lanes; ++i) edge[i] += band[r * kTileQueries<T> + i];
+    }
+  }
+
+  void emit(int64_t first, int64_t n, const T* band) {
+    constexpr int pitch = kTileQueries<T>;
+    const BandRows cut = band_rows(first, n, table.rows, table.causal);
+    add_to_edge(-1, cut.below, band);
+    multiply(cut.row, cut.inside, band + cut.below * pitch);
+    add_to_edge(1, cut.above, band + (cut.below + cut.inside) * pitch);
+  }
+
+  void flush() {
+    emit(next, held, rows);
+    held = 0;
+  }
+
+  // Takes the step's n rows; `matrix` has kLanes zero rows before and behind them.
+  void add(int64_t offset, int n, const T* matrix) {
+    constexpr int pitch = kTileQueries<T>, w = kLanes<T>;
+    const int64_t first = offset - (lanes - 1);
+    const int n_rows = lanes - 1 + n;
+    if (const int side = table.beyond(first, n_rows)) {
+      flush();
+      add_to_edge(side, n, matrix);
+      return;
+    }
+    if (held > 0 && next != first) flush();
+    fill<T>(rows + held * pitch, int64_t(n_rows - held) * pitch, 0);
+    for (int lane = 0; lane < lanes; lane += w) {
+      const int row = lanes - 1 - lane - (w - 1);
+      add_sheared<1>(matrix - (w - 1) * pitch + lane, n + w - 1, rows + row * pitch + lane);
+    }
+    emit(first, n, rows);
+    held = lanes - 1, next = first + n;
+    copy(rows, rows + n * pitch, held * pitch);
+  }
+
+  // A rescaled softmax rescales what waits here too.
+  void rescale(int lane, Vec<T> factor) {
+    for (int r = 0; r < held; ++r) {
+      T* at = rows + r * kTileQueries<T> + lane;
+      store<T>(at, load(at) * factor);
+    }
+    for (int side = 0; side < 2; ++side) {
+      T* at = edges + side * kTileQueries<T> + lane;
+      store<T>(at, load(at) * factor);
+    }
+  }
+
+  void finish() {
+    flush();
+    if (!table.clip) return;
+    multiply(0, 1, edges);
+    if (!table.causal) multiply(table.rows - 1, 1, edges + kTileQueries<T>);
+  }
+};

@@ -1,0 +1,244 @@
+// Forward: one tile of queries against its keys, with an online softmax in base 2.
+
+constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+// A pivot that stands for "no key yet": finite, so that -inf minus it is -inf and not NaN.
+constexpr float kNoPivot = -1e30f;
+// The pivot follows the running maximum only when that rises by more: sums stay far from overflow, and
+// most steps need no rescaling.
+constexpr float kPivotSlack = 8.0f;
+
+template <typename T>
+struct Softmax {
+  T* pivot;  // [lanes], subtracted from logits; at most kPivotSlack below the maximum
+  T* sum;    // [lanes], of 2^(logit - pivot)
+
+  void layout(Arena& arena) {
+    pivot = arena.take<T>(kTileQueries<T>);
+    sum = arena.take<T>(kTileQueries<T>);
+  }
+
+  void start(int lanes) {
+    fill<T>(pivot, lanes, kNoPivot);
+    fill<T>(sum, lanes, 0);
+  }
+
+  // Moves the pivot of the vector at `lane` past `maximum`; returns whether it moved, and the factor.
+  ATTN_INLINE bool raise_pivot(int lane, Vec<T> maximum, Vec<T>& factor) {
+    const Vec<T> before = load(pivot + lane);
+    if (all_lanes<T>(maximum <= before + set1<T>(kPivotSlack))) return false;
+    const Vec<T> after = larger(before, maximum);
+    factor = exp2<T>(before - after);
+    store<T>(pivot + lane, after);
+    store<T>(sum + lane, load(sum + lane) * factor);
+    return true;
+  }
+};
+
+// The largest logit of each lane of the vector column at `lane`, over the slabs that reach it.
+template <typename T>
+ATTN_INLINE Vec<T> column_maximum(const T* logits, int lane, const Slab* slabs, int n_slabs) {
+  constexpr int pitch = kTileQueries<T>;
+  Vec<T> a = set1<T>(-__builtin_inf()), b = a;
+  for (int s = 0; s < n_slabs; ++s) {
+    if (lane < slabs[s].lane || lane >= slabs[s].lane + slabs[s].lanes) continue;
+    const T* x = logits + slabs[s].key * pitch + lane;
+    int key = 0;
+    for (; key + 2 <= slabs[s].keys; key += 2, x += 2 * pitch) {
+      a = larger(a, load(x));
+      b = larger(b, load(x + pitch));
+    }
+    if (key < slabs[s].keys) a = larger(a, load(x));
+  }
+  return larger(a, b);
+}
+
+// logits -> weights 2^(logit - pivot) of one vector column; returns their sum.
+template <typename T>
+ATTN_INLINE Vec<T> column_weights(T* logits, int lane, Vec<T> pivot, const Slab* slabs, int n_slabs) {
+  constexpr int pitch = kTileQueries<T>;
+  Vec<T> total = {};
+  for (int s = 0; s < n_slabs; ++s) {
+    if (lane < slabs[s].lane || lane >= slabs[s].lane + slabs[s].lanes) continue;
+    T* x = logits + slabs[s].key * pitch + lane;
+#pragma GCC unroll 2
+    for (int key = 0; key < slabs[s].keys; ++key, x += pitch) {
+      const Vec<T> weight = exp2<T>(load(x) - pivot);
+      total += weight;
+      store<T>(x, weight);
+    }
+  }
+  return total;
+}
+
+template <typename T>
+struct ForwardTile {
+  T *rows, *q, *q_rel, *logits, *keys, *values, *acc;
+  Softmax<T> softmax;
+  ScoreBand<T> score_band;
+  GradBand<T> value_band;
+
+  void layout(Arena& arena, const ForwardParams& p) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
+    rows = arena.take<T>(pitch * at_least(dim, v_dim));
+    q = arena.take<T>(pitch * dim);
+    q_rel = arena.take<T>(pitch * dim);
+    logits = zero_bordered(arena);
+    acc = arena.take<T>(pitch * v_dim);
+    keys = arena.take<T>(kStepKeys * p.dim);
+    values = arena.take<T>(kStepKeys * p.v_dim);
+    softmax.layout(arena);
+    if (p.rel_k.data) score_band.layout(arena);
+    if (p.rel_v.data) value_band.layout(arena);
+  }
+
+  // A matrix [kStepKeys, lanes] with kLanes rows of zeros on both sides, as GradBand needs it.
+  static T* zero_bordered(Arena& arena) {
+    constexpr int pitch = kTileQueries<T>, border = kLanes<T> * pitch;
+    T* matrix = arena.take<T>(kStepKeys * pitch + 2 * border);
+    return matrix ? matrix + border : nullptr;
+  }
+
+  // The border behind row n, which the step before may have written.
+  static void zero_border(T* matrix, int n) {
+    constexpr int pitch = kTileQueries<T>, border = kLanes<T> * pitch;
+    fill<T>(matrix - border, border, 0);
+    fill<T>(matrix + n * pitch, border, 0);
+  }
+
+  void run(const ForwardParams& p, int64_t batch, int64_t head, int64_t index, int64_t split) {
+    const Tile<T> tile = make_tile<T>(p, batch, head, index);
+    if (tile.queries.count <= 0) return;
+    start(p, tile);
+    // Parts of whole steps, so that their bounds do not depend on anything but the sizes.
+    const int64_t steps = ceil_div(tile.queries.n_keys, kStepKeys);
+    const int64_t begin = steps * split / p.splits * kStepKeys;
+    const int64_t end = at_most(steps * (split + 1) / p.splits * kStepKeys, tile.queries.n_keys);
+    for (int64_t key = begin; key < end; key += kStepKeys) {
+      step(p, tile, key, int(at_most(end - key, kStepKeys)));
+    }
+    if (p.rel_v.data) value_band.finish();
+    if (p.splits > 1) {
+      save_part(p, tile, split);
+    } else {
+      finish(p, tile);
+    }
+  }
+
+  void start(const ForwardParams& p, const Tile<T>& tile) {
+    constexpr int pitch = kTileQueries<T>;
+    const int64_t dim = padded<T>(p.dim);
+    load_queries<T>(tile, p.q, p.dtype, p.dim, T(p.scale * kLog2E), rows);
+    transpose<T>(tile.lanes, dim, rows, dim, q, pitch);
+    softmax.start(tile.lanes);
+    fill<T>(acc, padded<T>(p.v_dim) * pitch, 0);
+    if (p.rel_k.data) {
+      const View& from = p.q_rel.data ? p.q_rel : p.q;
+      load_queries<T>(tile, from, p.dtype, p.dim, T(p.rel_scale * kLog2E), rows);
+      transpose<T>(tile.lanes, dim, rows, dim, q_rel, pitch);
+      score_band.start(head_table<T>(p.rel_k, p, tile.head, p.dim), q_rel);
+    }
+    if (p.rel_v.data) {
+      value_band.start(head_table<T>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc, nullptr, nullptr, 0);
+    }
+  }
+
+  void step(const ForwardParams& p, const Tile<T>& tile, int64_t start, int n) {
+    constexpr int pitch = kTileQueries<T>;
+    Slab slabs[kStepKeys / kSlabKeys];
+    const int n_slabs = cut_slabs(tile, start, n, slabs);
+    const int64_t offset = tile.queries.k_pos + start - tile.queries.q_pos;
+
+    const Rows<T> k = gather_rows<T>(tile, p.k, p.dim, start, n, keys);
+    for (int s = 0; s < n_slabs; ++s) {
+      const Slab& slab = slabs[s];
+      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim, k.data + slab.key * k.stride, k.stride,
+                        q + slab.lane, pitch, logits + slab.key * pitch + slab.lane, pitch, false);
+    }
+    if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
+    for (int s = 0; s < n_slabs; ++s) {
+      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), logits);
+    }
+    for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
+      Vec<T> factor;
+      if (softmax.raise_pivot(lane, column_maximum(logits, lane, slabs, n_slabs), factor)) {
+        for (int64_t d = 0; d < p.v_dim; ++d) {
+          store<T>(acc + d * pitch + lane, load(acc + d * pitch + lane) * factor);
+        }
+        if (p.rel_v.data) value_band.rescale(lane, factor);
+      }
+      const Vec<T> sum = column_weights(logits, lane, load(softmax.pivot + lane), slabs, n_slabs);
+      store<T>(softmax.sum + lane, load(softmax.sum + lane) + sum);
+    }
+    const Rows<T> v = gather_rows<T>(tile, p.v, p.v_dim, start, n, values);
+    for (int s = 0; s < n_slabs; ++s) {
+      const Slab& slab = slabs[s];
+      gemm<Left::kColumns>(p.v_dim, slab.lanes, slab.keys, v.data + slab.key * v.stride, v.stride,
+                           logits + slab.key * pitch + slab.lane, pitch, acc + slab.lane, pitch, true);
+    }
+    if (p.rel_v.data) {
+      zero_outside(tile.lanes, n, slabs, n_slabs, logits);
+      zero_border(logits, n);
+      value_band.add(offset, n, logits);
+    }
+  }
+
+  void finish(const ForwardParams& p, const Tile<T>& tile) {
+    constexpr int pitch = kTileQueries<T>;
+    for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
+      const Vec<T> sum = load(softmax.sum + lane), one = set1<T>(1);
+      const Vec<T> inverse = one / (sum > Vec<T>{} ? sum : one);
+      for (int64_t d = 0; d < p.v_dim; ++d) {
+        store<T>(acc + d * pitch + lane, load(acc + d * pitch + lane) * inverse);
+      }
+    }
+    store_queries<T>(tile, acc, p.v_dim, 1, rows, p.dtype, p.out);
+    T* lse = static_cast<T*>(p.lse) + (tile.batch * p.heads + tile.head) * p.q_len;
+    for (int i = 0; i < tile.queries.count; ++i) {
+      const T sum = softmax.sum[i];
+      const int64_t index = query_index(tile.geometry, tile.queries, i);
+      lse[index] = sum > 0 ? T((softmax.pivot[i] + __builtin_log2(double(sum))) * kLn2) : T(-__builtin_inf());
+    }
+  }
+
+  // --- Keys cut in parts: [pivot, sum, acc rows] of each part, added up in order ---
+
+  static int64_t part_size(const ForwardParams& p) { return (2 + padded<T>(p.v_dim)) * kTileQueries<T>; }
+
+  static T* part(const ForwardParams& p, int64_t batch, int64_t head, int64_t index, int64_t split) {
+    const int64_t tiles = tile_count(p.geometry, p.q_len, kTileQueries<T>);
+    const int64_t task = (batch * p.heads + head) * tiles + index;
+    return static_cast<T*>(p.partial) + (task * p.splits + split) * part_size(p);
+  }
+
+  void save_part(const ForwardParams& p, const Tile<T>& tile, int64_t split) {
+    T* to = part(p, tile.batch, tile.head, tile.index, split);
+    copy(to, softmax.pivot, tile.lanes);
+    copy(to + kTileQueries<T>, softmax.sum, tile.lanes);
+    copy(to + 2 * kTileQueries<T>, acc, p.v_dim * kTileQueries<T>);
+  }
+
+  void merge(const ForwardParams& p, int64_t batch, int64_t head, int64_t index) {
+    constexpr int pitch = kTileQueries<T>;
+    const Tile<T> tile = make_tile<T>(p, batch, head, index);
+    if (tile.queries.count <= 0) return;
+    softmax.start(tile.lanes);
+    fill<T>(acc, padded<T>(p.v_dim) * pitch, 0);
+    for (int64_t split = 0; split < p.splits; ++split) {
+      const T* from = part(p, batch, head, index, split);
+      for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
+        const Vec<T> before = load(softmax.pivot + lane), pivot = load(from + lane);
+        const Vec<T> after = larger(before, pivot);
+        const Vec<T> keep = exp2<T>(before - after), add = exp2<T>(pivot - after);
+        store<T>(softmax.pivot + lane, after);
+        T* sum = softmax.sum + lane;
+        store<T>(sum, load(sum) * keep + load(from + pitch + lane) * add);
+        for (int64_t d = 0; d < p.v_dim; ++d) {
+          T* to = acc + d * pitch + lane;
+          store<T>(to, load(to) * keep + load(from + (2 + d) * pitch + lane) * add);
+        }
+      }
+    }
+    finish(p, tile);
+  }
+};

@@ -1,0 +1,38 @@
+// What an instruction set's file exports: one table of functions. Tasks are independent of one another
+// and of the number of threads; each needs scratch memory of its own thread.
+#pragma once
+
+#include "../params.h"
+
+namespace attn_kernels {
+
+// One kind of work: `tasks` calls of `run`, in any order, each with `scratch` bytes (64-byte aligned).
+template <typename Params>
+struct Work {
+  int64_t (*tasks)(const Params&);
+  int64_t (*scratch)(const Params&);
+  void (*run)(const Params&, int64_t task, void* scratch);
+};
+
+struct Kernels {
+  int64_t (*part_bytes)(const ForwardParams&);  // of ForwardParams::partial, if splits > 1
+  Work<ForwardParams> forward, merge_forward;   // merge: only if splits > 1
+  int64_t (*key_part_bytes)(const BackwardParams&);    // of BackwardParams::key_parts, if chunks > 1
+  int64_t (*table_part_bytes)(const BackwardParams&);  // of BackwardParams::table_parts, if rel_k
+  Work<BackwardParams> backward, merge_keys, merge_tables;  // merge_keys: only if chunks > 1
+  // For tests: y = 2^x of n numbers.
+  void (*exp2)(const void* x, void* y, int64_t n);
+};
+
+// One row of kernels.inc: the tables for float32 (and half) and for float64 arithmetic.
+struct InstructionSet {
+  const char* name;
+  bool (*supported)();
+  const Kernels* for_float;
+  const Kernels* for_double;
+};
+
+// The set in use, or null with `isa_error` set. The first call takes ATTN_KERNELS_ISA or the best.
+const InstructionSet* instruction_set();
+
+}  // namespace attn_kernels

@@ -1,0 +1,114 @@
+// Rows of any dtype in and out of the arithmetic type, and transposition in registers.
+
+ATTN_INLINE float from_bfloat16(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
+}
+
+// Rounds to nearest even; NaN stays NaN.
+ATTN_INLINE uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return x != x ? 0x7fc0 : uint16_t(rounded);
+}
+
+// from[0, n) of `dtype`, times `factor`, into to[0, n).
+template <typename T>
+inline void load_row(DType dtype, const void* from, int64_t n, T factor, T* __restrict to) {
+  if (sizeof(T) == 4 && dtype == DType::kBFloat16) {
+    const uint16_t* x = static_cast<const uint16_t*>(from);
+    for (int64_t i = 0; i < n; ++i) to[i] = T(from_bfloat16(x[i])) * factor;
+  } else if (sizeof(T) == 4 && dtype == DType::kFloat16) {
+    const _Float16* x = static_cast<const _Float16*>(from);
+    for (int64_t i = 0; i < n; ++i) to[i] = float(x[i]) * factor;
+  } else {
+    const T* x = static_cast<const T*>(from);
+    for (int64_t i = 0; i < n; ++i) to[i] = x[i] * factor;
+  }
+}
+
+// from[0, n), times `factor`, into to[0, n) of `dtype`: the one rounding of a result.
+template <typename T>
+inline void store_row(DType dtype, const T* __restrict from, int64_t n, T factor, void* to) {
+  if (sizeof(T) == 4 && dtype == DType::kBFloat16) {
+    uint16_t* y = static_cast<uint16_t*>(to);
+    for (int64_t i = 0; i < n; ++i) y[i] = to_bfloat16(from[i] * factor);
+  } else if (sizeof(T) == 4 && dtype == DType::kFloat16) {
+    _Float16* y = static_cast<_Float16*>(to);
+    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<_Float16>(from[i] * factor);
+  } else {
+    T* y = static_cast<T*>(to);
+    for (int64_t i = 0; i < n; ++i) y[i] = from[i] * factor;
+  }
+}
+
+ATTN_INLINE int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+ATTN_INLINE char* row_of(const View& view, DType dtype, int64_t batch, int64_t head, int64_t row) {
+  return static_cast<char*>(view.data) +
+         (batch * view.batch + head * view.head + row * view.row) * element_size(dtype);
+}
+
+template <typename T>
+inline void copy(T* to, const T* from, int64_t n) {
+  __builtin_memmove(to, from, uint64_t(n) * sizeof(T));
+}
+
+template <typename T>
+inline void fill(T* to, int64_t n, T value) {
+  for (int64_t i = 0; i < n; ++i) to[i] = value;
+}
+
+template <int... I>
+struct Ints {};
+template <int n, int... I>
+struct CountTo : CountTo<n - 1, n - 1, I...> {};
+template <int... I>
+struct CountTo<0, I...> {
+  using Type = Ints<I...>;
+};
+template <int n>
+using Count = typename CountTo<n>::Type;
+
+// The halves of a and b interleaved: a0 b0 a1 b1 ...
+template <typename T, int... I>
+ATTN_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, Ints<I...>) {
+  constexpr int n = kLanes<T>;
+  low = __builtin_shuffle(a, b, BitsVec<T>{(I / 2 + I % 2 * n)...});
+  high = __builtin_shuffle(a, b, BitsVec<T>{(n / 2 + I / 2 + I % 2 * n)...});
+}
+
+// to[c * to_stride + r] = from[r * from_stride + c] for a square of kLanes rows and columns.
+template <typename T>
+ATTN_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int n = kLanes<T>;
+  Vec<T> x[n], y[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) x[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int step = 1; step < n; step *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) zip<T>(x[i], x[i + n / 2], y[2 * i], y[2 * i + 1], Count<n>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) x[i] = y[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) store(to + i * to_stride, x[i]);
+}
+
+// Transposes rows x cols, both multiples of kLanes.
+template <typename T>
+inline void transpose(int64_t rows, int64_t cols, const T* from, int64_t from_stride, T* to,
+                      int64_t to_stride) {
+  constexpr int n = kLanes<T>;
+  for (int64_t r = 0; r < rows; r += n) {
+    for (int64_t c = 0; c < cols; c += n) {
+      transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+    }
+  }
+}

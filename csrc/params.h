@@ -1,0 +1,70 @@
+// Plain structs that describe one call: shared by the binding, the CPU kernels and CUDA.
+#pragma once
+
+#include <cstdint>
+
+namespace attn_kernels {
+
+enum class DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// A [batch, heads, length, dim] tensor, dim contiguous. Strides are in elements.
+struct View {
+  void* data = nullptr;
+  int64_t batch = 0, head = 0, row = 0;
+};
+
+enum class GeometryKind : int32_t { kFull, kCausal, kLocal1d, kLocal2d };
+
+// The numbers of a geometry; which of them count depends on `kind`. See geometry.h.
+struct Geometry {
+  GeometryKind kind = GeometryKind::kFull;
+  bool causal = false;
+  int64_t window = 0;  // 0: unlimited
+  int64_t block = 0, look_back = 0, look_ahead = 0;
+  int64_t rows = 0, cols = 0, block_rows = 0, block_cols = 0, halo_rows = 0, halo_cols = 0;
+};
+
+// A relative table [1 or heads, rows, dim], contiguous, in the arithmetic type.
+struct Table {
+  const void* data = nullptr;
+  int64_t head_stride = 0;  // 0: one table for all heads
+  int64_t rows = 0;
+};
+
+struct AttentionParams {
+  int64_t batch = 0, heads = 0, k_heads = 0, q_len = 0, k_len = 0, dim = 0, v_dim = 0;
+  DType dtype = DType::kFloat32;     // of q, q_rel, out and everything returned
+  DType kv_dtype = DType::kFloat32;  // of k and v: the arithmetic type, unless few_queries
+  View q, k, v, q_rel, out;
+  void* lse = nullptr;  // [batch, heads, q_len], in the arithmetic type
+  Geometry geometry;
+  Table rel_k, rel_v;
+  bool clip = true;
+  double scale = 1, rel_scale = 1;
+  const int64_t* key_lengths = nullptr;    // [batch] or null
+  const int64_t* query_offsets = nullptr;  // [batch] or null: query_offset for all
+  int64_t query_offset = 0;
+};
+
+struct ForwardParams : AttentionParams {
+  // Keys are cut in `splits` parts where queries are few. A part leaves its unscaled sum, maximum and
+  // denominator in `partial`, [tasks, splits, partial_size]; merging is a second step.
+  int64_t splits = 1;
+  void* partial = nullptr;
+  bool few_queries = false;
+};
+
+struct BackwardParams : AttentionParams {
+  View grad_out;
+  const void* grad_lse = nullptr;  // like lse, or null
+  View grad_q, grad_k, grad_v, grad_q_rel;
+  void* grad_rel_k = nullptr;  // [1 or heads, rows, dim], contiguous
+  void* grad_rel_v = nullptr;
+  // The queries of a key head are cut in `chunks` parts; each part sums the gradients of keys, values
+  // and tables by itself, and a second step adds the parts in order.
+  int64_t chunks = 1;
+  void* key_parts = nullptr;    // [batch * k_heads * chunks, k_len, dim + v_dim, padded]
+  void* table_parts = nullptr;  // [batch * heads * chunks, rows, dim + v_dim, padded]
+};
+
+}  // namespace attn_kernels
