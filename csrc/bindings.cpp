@@ -220,7 +220,8 @@ const Kernels& kernels_for(const Tensor& q) {
   return q.scalar_type() == ScalarType::Double ? *isa().for_double : *isa().for_float;
 }
 
-int64_t tile_queries(const Tensor& q) { return 256 / (q.scalar_type() == ScalarType::Double ? 8 : 4); }
+int64_t tile_queries(bool is_double) { return 256 / (is_double ? 8 : 4); }
+int64_t tile_queries(const Tensor& q) { return tile_queries(q.scalar_type() == ScalarType::Double); }
 
 // --- Operators ---
 
@@ -314,4 +315,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 STABLE_TORCH_LIBRARY_IMPL(attn_kernels, CPU, m) {
   m.impl("fwd", TORCH_BOX(&attn_kernels::forward));
   m.impl("bwd", TORCH_BOX(&attn_kernels::backward));
+}
+
+// For explain(): how a call of these sizes is cut, and the memory it takes beside its results.
+// sizes: batch, heads, k_heads, q_len, k_len, dim, v_dim, table heads, table rows, has rel_v.
+// plan: few_queries, splits, forward scratch (a thread), forward parts, chunks, backward scratch
+// (a thread), backward parts; all in bytes but the first, second and fifth.
+extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(const int64_t* sizes, int is_double,
+                                                                             const char* geometry,
+                                                                             const int64_t* extent,
+                                                                             int64_t n_extent, int64_t* plan) {
+  using namespace attn_kernels;
+  const InstructionSet& set = isa();
+  const Kernels& kernels = is_double ? *set.for_double : *set.for_float;
+  const auto describe = [&](AttentionParams& p) {
+    p.batch = sizes[0], p.heads = sizes[1], p.k_heads = sizes[2], p.q_len = sizes[3], p.k_len = sizes[4];
+    p.dim = sizes[5], p.v_dim = sizes[6];
+    if (sizes[8] > 0) p.rel_k = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[5], sizes[8]};
+    if (sizes[9] > 0) p.rel_v = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[6], sizes[8]};
+    p.geometry = geometry_of(geometry, std::vector<int64_t>(extent, extent + n_extent));
+  };
+  const int64_t tile = tile_queries(is_double);
+  ForwardParams f;
+  describe(f);
+  plan_forward(f, tile);
+  BackwardParams b;
+  describe(b);
+  plan_backward(b, tile);
+  plan[0] = f.few_queries, plan[1] = f.splits, plan[2] = kernels.forward.scratch(f);
+  plan[3] = f.splits > 1 ? kernels.part_bytes(f) : 0;
+  plan[4] = b.chunks, plan[5] = kernels.backward.scratch(b);
+  plan[6] = (b.chunks > 1 ? kernels.key_part_bytes(b) : 0) + (sizes[8] > 0 ? kernels.table_part_bytes(b) : 0);
 }

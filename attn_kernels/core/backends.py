@@ -32,7 +32,7 @@ class CpuLibrary:
     """The compiled library: loading it registers the operators; its C functions tell of the CPU."""
 
     def __init__(self) -> None:
-        self.c, self.load_error = None, ""
+        self.c, self.load_error, self.isa_error = None, "", ""
         paths = sorted(Path(__file__).parents[1].glob("_C*.so"))
         if not paths:
             self.load_error = f"the C++ extension is not built: run `{BUILD_COMMAND}`"
@@ -45,6 +45,8 @@ class CpuLibrary:
         self.c = ctypes.CDLL(str(paths[0]))
         for name in ("isa", "isas", "isa_error"):
             getattr(self.c, f"attn_kernels_cpu_{name}").restype = ctypes.c_char_p
+        self.c.attn_kernels_cpu_set.restype = ctypes.c_void_p
+        self.isa_error = self.c.attn_kernels_cpu_isa_error().decode()
 
     @property
     def isa(self) -> str:
@@ -59,12 +61,23 @@ class CpuLibrary:
     def use_isa(self, name: str) -> None:
         """Switch the instruction set of the whole process; "" is the best one."""
         self.c.attn_kernels_cpu_use_isa(name.encode())
+        self.isa_error = self.c.attn_kernels_cpu_isa_error().decode()
         if error := self.error():
             raise RuntimeError(error)
 
+    def plan(self, sizes: list[int], is_double: bool, geometry: str, extent: tuple[int, ...]) -> list[int]:
+        """How a call is cut and what memory it takes: see csrc/bindings.cpp."""
+        numbers = ctypes.c_int64 * len(sizes)
+        extents = ctypes.c_int64 * len(extent)
+        plan = (ctypes.c_int64 * 7)()
+        self.c.attn_kernels_cpu_plan(
+            numbers(*sizes), is_double, geometry.encode(), extents(*extent), ctypes.c_int64(len(extent)), plan
+        )
+        return list(plan)
+
     def error(self) -> str:
-        """Why the CPU backend cannot run, or ""."""
-        return self.load_error or self.c.attn_kernels_cpu_isa_error().decode()
+        """Why the CPU backend cannot run, or "". No call of C: torch.compile traces this."""
+        return self.load_error or self.isa_error
 
 
 cpu_library = CpuLibrary()

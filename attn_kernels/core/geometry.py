@@ -22,7 +22,8 @@ class Run(NamedTuple):
 
 def check_count(owner: str, name: str, value: Any, least: int) -> None:
     """Raise unless `value` is an int of at least `least` (symbolic ints of torch.export pass)."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    is_int = isinstance(value, int) or hasattr(value, "__index__")  # torch.compile knows the first
+    if isinstance(value, bool) or not is_int:
         raise TypeError(f"{owner}: {name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")

@@ -120,7 +120,8 @@ def _per_sample(op: Any, n: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
     results = []
     for i in range(n):
         sample = [
-            x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)
+            x.select(dim, i) if isinstance(x, Tensor) and dim is not None else x
+            for x, dim in zip(args, in_dims, strict=True)
         ]
         results.append(op(*sample))
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])

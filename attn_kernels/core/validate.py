@@ -154,7 +154,7 @@ def check_per_entry(name: str, value: Any, q: Tensor) -> None:
 def check_offset(value: Any, q: Tensor) -> None:
     if isinstance(value, Tensor):
         check_per_entry("query_offset", value, q)
-    elif isinstance(value, bool) or not hasattr(value, "__index__"):
+    elif isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"query_offset must be an int or int tensor, got {type(value).__name__}")
 
 

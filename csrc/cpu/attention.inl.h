@@ -118,6 +118,18 @@ struct Entry {
     for (int64_t i = 0; i < n; ++i) to[i] = exp2<T>(set1(from[i]))[0];
   }
 
+  static void transpose_of(const void* from, void* to, int64_t n) {
+    const int64_t size = n * kLanes<T>;
+    transpose<T>(size, size, static_cast<const T*>(from), size, static_cast<T*>(to), size);
+  }
+  static void shear_of(int sign, const void* from, void* to, int64_t n) {
+    if (sign < 0) {
+      add_sheared<-1>(static_cast<const T*>(from), int(n), static_cast<T*>(to));
+    } else {
+      add_sheared<1>(static_cast<const T*>(from), int(n), static_cast<T*>(to));
+    }
+  }
+
   static constexpr Kernels kTable = {
       part_bytes,
       {forward_tasks, forward_scratch, forward},
@@ -127,7 +139,10 @@ struct Entry {
       {backward_tasks, scratch_of<Backward, BackwardParams>, backward},
       {merge_keys_tasks, no_scratch, merge_keys},
       {merge_tables_tasks, merge_tables_scratch, merge_tables},
+      kLanes<T>,
       exp2_of,
+      transpose_of,
+      shear_of,
   };
 };
 

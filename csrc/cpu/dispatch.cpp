@@ -82,6 +82,7 @@ ATTN_EXPORT const char* attn_kernels_cpu_isa() {
   const auto* set = attn_kernels::instruction_set();
   return set ? set->name : "";
 }
+ATTN_EXPORT const void* attn_kernels_cpu_set() { return attn_kernels::instruction_set(); }
 ATTN_EXPORT const char* attn_kernels_cpu_isas() { return attn_kernels::selection().available; }
 ATTN_EXPORT const char* attn_kernels_cpu_isa_error() { return attn_kernels::selection().error; }
 ATTN_EXPORT void attn_kernels_cpu_use_isa(const char* name) { attn_kernels::selection().choose(name); }

@@ -16,11 +16,14 @@ inline __attribute__((noinline)) void gemm_tile(int64_t depth, const T* a, int64
                                                 int64_t b_stride, T* c, int64_t c_stride,
                                                 bool accumulate) {
   constexpr int w = kLanes<T>;
-  Vec<T> sum[kM][kN];
+  Vec<T> sum[kM][kN] = {};
+  if (accumulate) {
+    T* row = c;
 #pragma GCC unroll 32
-  for (int m = 0; m < kM; ++m) {
+    for (int m = 0; m < kM; ++m, row += c_stride) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) sum[m][n] = accumulate ? load(c + m * c_stride + n * w) : Vec<T>{};
+      for (int n = 0; n < kN; ++n) sum[m][n] = load(row + n * w);
+    }
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> right[kN];
@@ -36,9 +39,9 @@ inline __attribute__((noinline)) void gemm_tile(int64_t depth, const T* a, int64
     b += b_stride;
   }
 #pragma GCC unroll 32
-  for (int m = 0; m < kM; ++m) {
+  for (int m = 0; m < kM; ++m, c += c_stride) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) store(c + m * c_stride + n * w, sum[m][n]);
+    for (int n = 0; n < kN; ++n) store(c + n * w, sum[m][n]);
   }
 }
 

@@ -20,8 +20,12 @@ struct Kernels {
   int64_t (*key_part_bytes)(const BackwardParams&);    // of BackwardParams::key_parts, if chunks > 1
   int64_t (*table_part_bytes)(const BackwardParams&);  // of BackwardParams::table_parts, if rel_k
   Work<BackwardParams> backward, merge_keys, merge_tables;  // merge_keys: only if chunks > 1
-  // For tests: y = 2^x of n numbers.
+  // For tests: y = 2^x of n numbers; the transpose of n vectors by n vectors; and GradBand's and
+  // ScoreBand's shear, to[j] += lane-wise from[j + sign * lane], n rows of one vector.
+  int64_t lanes;
   void (*exp2)(const void* x, void* y, int64_t n);
+  void (*transpose)(const void* from, void* to, int64_t n);
+  void (*shear)(int sign, const void* from, void* to, int64_t n);
 };
 
 // One row of kernels.inc: the tables for float32 (and half) and for float64 arithmetic.

@@ -83,20 +83,29 @@ ATTN_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, Ints<I...>) 
   high = __builtin_shuffle(a, b, BitsVec<T>{(n / 2 + I / 2 + I % 2 * n)...});
 }
 
+// log2(kLanes) rounds of zipping the first half of the rows with the second transpose a square. The rounds
+// are unrolled by recursion, so that every row stays in a register.
+template <int kRound, typename T>
+ATTN_INLINE void zip_rounds(Vec<T> (&x)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+  if constexpr (kRound < n) {
+    Vec<T> y[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) zip<T>(x[i], x[i + n / 2], y[2 * i], y[2 * i + 1], Count<n>{});
+    zip_rounds<2 * kRound, T>(y);
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) x[i] = y[i];
+  }
+}
+
 // to[c * to_stride + r] = from[r * from_stride + c] for a square of kLanes rows and columns.
 template <typename T>
 ATTN_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   constexpr int n = kLanes<T>;
-  Vec<T> x[n], y[n];
+  Vec<T> x[n];
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) x[i] = load(from + i * from_stride);
-#pragma GCC unroll 4
-  for (int step = 1; step < n; step *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < n / 2; ++i) zip<T>(x[i], x[i + n / 2], y[2 * i], y[2 * i + 1], Count<n>{});
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) x[i] = y[i];
-  }
+  zip_rounds<1, T>(x);
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) store(to + i * to_stride, x[i]);
 }

@@ -1,0 +1,238 @@
+"""Tile sizes: one small table, the predicate that says whether a row fits, and an opt-in search.
+
+The rows were chosen from machine code, not from time: the largest tiles that compile without spills
+and fit shared memory on every architecture named (`python -m benchmarks.compiled`, triton 3.6.0).
+ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest in
+~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+import triton
+
+DIRECTIONS = ("forward", "grad_q", "grad_kv", "grad_table")
+# Shared memory of one program, bytes.
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+AMD_SHARED_LIMIT = 65536
+SPLIT_TARGET = 2  # programs per multiprocessor that splitting the keys aims at
+MAX_SPLITS = 128
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is cut: rows of queries, of keys, warps and pipeline stages."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What decides a configuration; lengths are rounded, so that it is chosen rarely.
+
+    direction: one of DIRECTIONS. rows: query rows of a tile's home (a block, a sequence), at most 128.
+    """
+
+    direction: str
+    arch: int  # 80, 90, 100; 0 for AMD
+    dim: int  # the larger of both head dims, padded
+    element_size: int
+    relative: bool
+    values: bool  # rel_v as well
+    rows: int
+
+
+def arch_of(device: torch.device) -> int:
+    """10 * major + minor of an NVIDIA device; 0 for AMD, and where there is no GPU 90."""
+    if not torch.cuda.is_available() or device.type != "cuda":
+        return 90
+    if torch.version.hip:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def shared_limit(arch: int) -> int:
+    """Bytes of shared memory that one program may use."""
+    if arch == 0:
+        return AMD_SHARED_LIMIT
+    known = [a for a in SHARED_LIMIT if a <= arch]
+    return SHARED_LIMIT[max(known, default=86)]
+
+
+def shared_bytes(kind: Kind, config: Config) -> int:
+    """An upper estimate of what the compiler will use."""
+    step = config.block_k if kind.direction in ("forward", "grad_q") else config.block_q
+    home = config.block_q if kind.direction in ("forward", "grad_q") else config.block_k
+    streams = 2 + (2 if kind.relative and kind.direction in ("forward", "grad_q") else 0)
+    if kind.values:
+        streams += 2
+    homes = {"forward": 1, "grad_q": 2, "grad_kv": 2, "grad_table": 2}[kind.direction]
+    tile = kind.dim * kind.element_size
+    rotation = 4 * config.block_q * config.block_k if kind.relative else 0
+    weights = 2 * kind.element_size * config.block_q * config.block_k
+    return tile * (streams * config.num_stages * step + homes * home) + rotation + weights
+
+
+def fits(kind: Kind, config: Config) -> bool:
+    """Whether a configuration can run: the only rule that drops one."""
+    if kind.relative and config.block_q > config.block_k:
+        return False  # the band of a tile is two chunks
+    if kind.direction == "grad_table" and config.block_q > config.block_k:
+        return False
+    return shared_bytes(kind, config) <= shared_limit(kind.arch)
+
+
+def candidates(kind: Kind) -> list[Config]:
+    """Configurations to choose from, the default first."""
+    rows = DEFAULTS[kind.direction](kind)
+    rows = [replace(row, block_q=min(row.block_q, max(16, kind.rows))) for row in rows]
+    if kind.direction in ("forward", "grad_q"):
+        # few rows: fewer warps, or some have nothing to do
+        rows = [replace(r, num_warps=min(r.num_warps, max(4, r.block_q // 16))) for r in rows]
+    fitting = [row for row in dict.fromkeys(rows) if fits(kind, row)]
+    return fitting or [smallest(kind)]
+
+
+def smallest(kind: Kind) -> Config:
+    """The last resort, for large head dims on small devices."""
+    for block in (32, 16):
+        config = Config(block, block, 4, 1)
+        if fits(kind, config):
+            return config
+    return Config(16, 16, 4, 1)
+
+
+def forward_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4:
+        block = 64 if kind.dim <= 64 else 32
+        return [Config(block, block, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+    if kind.relative:
+        if kind.dim <= 64:
+            return [Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 32, 4, 2)]
+        if kind.dim <= 128:
+            return [Config(64, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 1),
+                    Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        return [Config(64, 64, 8, 1), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+    if kind.dim <= 64:
+        return [Config(128, 128, 8, 3), Config(128, 64, 4, 3), Config(128, 64, 4, 2),
+                Config(64, 64, 4, 3), Config(64, 64, 4, 2)]  # fmt: skip
+    if kind.dim <= 128:
+        return [Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 64, 8, 2),
+                Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
+    return [Config(64, 64, 8, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
+
+
+def grad_q_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4:
+        return [Config(32, 32, 4, 1)]
+    if kind.relative:
+        if kind.dim <= 64:
+            return [Config(64, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 32, 4, 2)]
+        return [Config(64, 64, 8, 1), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+    if kind.dim <= 128:
+        return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+    return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
+
+
+def grad_kv_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4:
+        return [Config(32, 32, 4, 1)]
+    if kind.relative:
+        if kind.dim <= 128:
+            return [Config(64, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 32, 4, 2),
+                    Config(32, 32, 4, 1)]  # fmt: skip
+        return [Config(32, 32, 4, 1)]
+    if kind.dim <= 64:
+        return [Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
+    if kind.dim <= 128:
+        return [Config(64, 128, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)]
+    return [Config(32, 64, 8, 1), Config(32, 32, 4, 1)]
+
+
+def grad_table_rows(kind: Kind) -> list[Config]:
+    return grad_kv_rows(replace(kind, relative=True))
+
+
+DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
+    "forward": forward_rows,
+    "grad_q": grad_q_rows,
+    "grad_kv": grad_kv_rows,
+    "grad_table": grad_table_rows,
+}
+
+
+# --- Search ------------------------------------------------------------------------------------------
+
+
+def cache_path() -> Path:
+    folder = os.environ.get("ATTN_KERNELS_CACHE") or Path.home() / ".cache" / "attn_kernels"
+    return Path(folder) / "triton.json"
+
+
+def read_cache(path: Path) -> dict[str, dict[str, int]]:
+    """What earlier searches found; an unreadable file counts as empty."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_cache(path: Path, found: dict[str, dict[str, int]]) -> None:
+    """Replace the file at once: another process may be reading it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(found, file, indent=1, sort_keys=True)
+    Path(file.name).replace(path)
+
+
+@cache
+def tuned(key: str) -> Config | None:
+    """What a search has found for this key."""
+    row = read_cache(cache_path()).get(key)
+    return None if row is None else Config(**row)
+
+
+def choose(kind: Kind, extra: str, launch: Callable[[Config], object]) -> Config:
+    """The configuration to use. `launch` runs the kernel with one; a search times it.
+
+    `extra` names what also changes the answer: geometry, device, rounded length.
+    """
+    rows = candidates(kind)
+    if os.environ.get("ATTN_KERNELS_TUNE") != "1":
+        return rows[0]
+    key = f"{kind} {extra}"
+    config = tuned(key)
+    if config is None and torch.cuda.is_current_stream_capturing():
+        return rows[0]
+    if config is None:
+        config = min(rows, key=lambda row: time_of(launch, row))
+        write_cache(cache_path(), read_cache(cache_path()) | {key: asdict(config)})
+        tuned.cache_clear()
+    return config
+
+
+def time_of(launch: Callable[[Config], object], config: Config) -> float:
+    """Milliseconds of a launch; infinite if this device refuses the configuration."""
+    try:
+        return triton.testing.do_bench(lambda: launch(config), warmup=10, rep=50)
+    except triton.runtime.errors.OutOfResources:
+        return float("inf")
+
+
+def key_splits(programs: int, k_len: int, block_k: int, multiprocessors: int) -> int:
+    """Parts that the keys of few queries are cut in, so that all multiprocessors have work."""
+    wanted = triton.cdiv(SPLIT_TARGET * multiprocessors, max(programs, 1))
+    most = max(1, k_len // (4 * block_k))  # a part has at least four steps
+    return max(1, min(wanted, most, MAX_SPLITS))

@@ -1,0 +1,274 @@
+"""Forward attention in Triton: one kernel for every (geometry, score), whole or split over keys."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .geometry import key_position, query_tile
+from .score import band_term, beyond_sums, edge_product, edge_row, load_rows, rotate, store_rows
+from .score import in_current, table_chunk
+from .softmax import LN_2, LOG2_E, softmax_finish, softmax_step
+
+NO_SPECIALIZATION = ("q_len", "k_len", "query_offset", "n_tiles", "n_rows")
+
+
+@triton.jit
+def row_offsets(index, member, stride_seq, stride_head, PACKED: tl.constexpr):
+    """Where the tile's rows start, in elements, int64."""
+    offset = index.to(tl.int64) * stride_seq
+    if PACKED:
+        offset += member.to(tl.int64) * stride_head
+    return offset
+
+
+@triton.jit
+def entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr):
+    """The batch entry's number of keys (int32) and query offset (int64)."""
+    if key_lengths_ptr is not None:
+        length = tl.load(key_lengths_ptr + batch)
+        k_len = tl.minimum(tl.maximum(length, 0), k_len).to(tl.int32)
+    if query_offsets_ptr is not None:
+        query_offset = tl.load(query_offsets_ptr + batch)
+    return k_len, tl.cast(query_offset, tl.int64)
+
+
+@triton.jit
+def key_phases(
+    start, stop, full_start, full_stop, first, centre, n_rows,
+    GEOMETRY: tl.constexpr, REL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Cuts the keys [start, stop) in whole steps of BLOCK_K where the loop's body changes.
+
+    0 masked | 1 far below the table | 2 within its reach | 3 far above | 4 masked. Phases 0, 1, 3 are
+    empty where geometry or score have no use for them.
+    """
+    begin = start
+    if GEOMETRY == "window" or GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
+        steps = (tl.maximum(full_start - start, 0) + BLOCK_K - 1) // BLOCK_K
+        begin = tl.minimum(start + steps * BLOCK_K, stop)
+    end = begin + tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_K * BLOCK_K
+    far_end = begin
+    high_begin = end
+    if REL != "none":
+        # keys before far_stop have an offset at which every row uses the first row, or nothing
+        far_stop = first - centre
+        high_start = first + BLOCK_Q - 1 + n_rows - centre
+        if REL == "clip":
+            far_stop += 1
+            high_start -= 1
+        far = tl.minimum(tl.maximum(far_stop - begin, 0), end - begin).to(tl.int32)
+        far_end = begin + far // BLOCK_K * BLOCK_K
+        if GEOMETRY == "full" or GEOMETRY == "local_1d":
+            near = tl.minimum(tl.maximum(high_start - begin, 0), end - begin).to(tl.int32)
+            high_begin = begin + (near + BLOCK_K - 1) // BLOCK_K * BLOCK_K
+            high_begin = tl.maximum(tl.minimum(high_begin, end), far_end)
+    return start, begin, far_end, high_begin, end, stop
+
+
+@triton.jit
+def split_keys(start, stop, split, n_splits, BLOCK_K: tl.constexpr):
+    """The keys of one of n_splits parts, in whole steps."""
+    steps = (stop - start + BLOCK_K - 1) // BLOCK_K
+    per_split = (steps + n_splits - 1) // n_splits * BLOCK_K
+    begin = tl.minimum(start + split * per_split, stop)
+    return begin, tl.minimum(begin + per_split, stop)
+
+
+@triton.jit(do_not_specialize=NO_SPECIALIZATION)
+def attention_fwd_kernel(
+    q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
+    out_ptr, lse_ptr,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
+    stride_rb, stride_rh, stride_rs, stride_ob, stride_oh, stride_os,
+    stride_rel_kh, stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split,
+    heads, group, q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries, and one part of its keys if SPLIT.
+
+    PACKED: a tile holds all heads of a group, so few queries still fill it. FOLDED: one positive scale
+    for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
+    """
+    HAS_LOW: tl.constexpr = (
+        GEOMETRY == "window" or GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal"
+    )
+    HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
+    tile = tl.program_id(0) % n_tiles
+    if CAUSAL:
+        tile = n_tiles - 1 - tile  # the longest first
+    tile_heads = heads // group if PACKED else heads
+    batch = (tl.program_id(0) // n_tiles // tile_heads).to(tl.int64)
+    head = (tl.program_id(0) // n_tiles % tile_heads).to(tl.int64)
+    k_head = head
+    if PACKED:
+        head = head * group
+    else:
+        k_head = head // group
+    scale = tl.cast(scale, tl.float32) * LOG2_E
+    rel_scale = tl.cast(rel_scale, tl.float32) * LOG2_E
+    factor = scale if FOLDED else 1.0
+
+    k_end, offset = entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr)
+    (
+        index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, boxes
+    ) = query_tile(tile, q_len, k_end, offset, extent, group, GEOMETRY, PACKED, BLOCK_Q)  # fmt: skip
+    if SPLIT:
+        start, stop = split_keys(start, stop, tl.program_id(1), tl.num_programs(1), BLOCK_K)
+
+    q_ptr += batch * stride_qb + head * stride_qh
+    k_ptr += batch * stride_kb + k_head * stride_kh
+    v_ptr += batch * stride_vb + k_head * stride_vh
+    q_rows = row_offsets(index, member, stride_qs, stride_qh, PACKED)
+    q = load_rows(q_ptr, 1, q_rows, exists, DIM, BLOCK_D, True)  # [BLOCK_Q, BLOCK_D]
+    centre = 0
+    if REL != "none":
+        tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
+        centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
+        q_rel = q
+        if q_rel_ptr is not None:
+            q_rel_ptr += batch * stride_rb + head * stride_rh
+            q_rel_rows = row_offsets(index, member, stride_rs, stride_rh, PACKED)
+            q_rel = load_rows(q_rel_ptr, 1, q_rel_rows, exists, DIM, BLOCK_D, True)
+        rel_k_ptr += head * stride_rel_kh
+        if rel_v_ptr is not None:
+            rel_v_ptr += head * stride_rel_vh
+        if REL == "clip":
+            edge_low = edge_product(q_rel, rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
+            edge_high = edge_low
+            if HAS_HIGH:
+                last = n_rows - 1
+                edge_high = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
+        previous = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+
+    acc = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)
+    row_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    row_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    far_low = tl.zeros((BLOCK_Q,), tl.float32)  # weights of the keys that use the table's first row
+    far_high = tl.zeros((BLOCK_Q,), tl.float32)
+    bounds = key_phases(
+        start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
+    )
+    for phase in tl.static_range(5):
+        MASKED: tl.constexpr = phase == 0 or phase == 4
+        FAR: tl.constexpr = phase == 1 or phase == 3
+        BAND: tl.constexpr = REL != "none" and not FAR
+        EXISTS: tl.constexpr = (
+            (phase == 2 or phase == 4)
+            or (phase == 0 and HAS_LOW)
+            or (phase == 1 and REL != "none")
+            or (phase == 3 and HAS_HIGH)
+        )
+        if EXISTS:
+            # phase 4 goes on where phase 2 ended, unless phase 3 may lie between
+            if BAND and (phase != 4 or HAS_HIGH):
+                row = bounds[phase] - first + centre - BLOCK_K
+                chunk = table_chunk(
+                    rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
+                )
+                previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
+            for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
+                numbers = number + tl.arange(0, BLOCK_K)
+                key = key_position(numbers, boxes, extent, GEOMETRY)
+                k = load_rows(k_ptr, stride_ks, key, numbers < stop, DIM, BLOCK_D, MASKED)
+                logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
+                if not FOLDED:
+                    logits *= scale
+                if BAND:
+                    row = number - first + centre
+                    chunk = table_chunk(
+                        rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
+                    )
+                    current = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
+                    term = band_term(previous, current, shift[:, None], False, BLOCK_Q, BLOCK_K)
+                    logits += term if FOLDED else term * rel_scale
+                    previous = current
+                if FAR and REL == "clip":
+                    edge = edge_low if phase == 1 else edge_high
+                    logits += (edge if FOLDED else edge * rel_scale)[:, None]
+                if MASKED:
+                    seen = (numbers[None, :] < high[:, None]) & (numbers < stop)[None, :]
+                    if HAS_LOW:
+                        seen = seen & (numbers[None, :] >= low[:, None])
+                    logits = tl.where(seen, logits, float("-inf"))
+                weights, rescale, row_max, row_sum = softmax_step(
+                    logits, row_max, row_sum, factor, MASKED
+                )
+                v = load_rows(v_ptr, stride_vs, key, numbers < stop, V_DIM, BLOCK_DV, MASKED)
+                acc *= rescale[:, None]
+                acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+                if rel_v_ptr is not None:
+                    far_low *= rescale
+                    far_high *= rescale
+                    if phase == 1:
+                        far_low += tl.sum(weights, 1)
+                    if phase == 3:
+                        far_high += tl.sum(weights, 1)
+                    if BAND:
+                        sheared = rotate(
+                            weights.to(v.dtype), shift[:, None], 1, False, BLOCK_Q, BLOCK_K
+                        )
+                        current_part = in_current(shift[:, None], False, BLOCK_K)
+                        chunk = table_chunk(
+                            rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
+                            V_DIM, BLOCK_DV, BLOCK_K,
+                        )  # fmt: skip
+                        part = tl.where(current_part, sheared, 0.0).to(v.dtype)
+                        acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
+                        chunk = table_chunk(
+                            rel_v_ptr, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
+                            V_DIM, BLOCK_DV, BLOCK_K,
+                        )  # fmt: skip
+                        part = tl.where(current_part, 0.0, sheared).to(v.dtype)
+                        acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
+
+    if rel_v_ptr is not None and REL == "clip":
+        acc += far_low[:, None] * edge_row(rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)[None, :]
+        if HAS_HIGH:
+            last_row = edge_row(rel_v_ptr, stride_rel_vr, n_rows - 1, V_DIM, BLOCK_DV)
+            acc += far_high[:, None] * last_row[None, :]
+    out, lse = softmax_finish(acc, row_max, row_sum)
+    out_ptr += batch * stride_ob + head * stride_oh
+    lse_ptr += (batch * heads + head) * q_len
+    if SPLIT:
+        out_ptr += tl.program_id(1).to(tl.int64) * stride_out_split
+        lse_ptr += tl.program_id(1).to(tl.int64) * stride_lse_split
+    out_rows = row_offsets(index, member, stride_os, stride_oh, PACKED)
+    store_rows(out_ptr, 1, out_rows, exists, out, V_DIM, BLOCK_DV)
+    tl.store(lse_ptr + row_offsets(index, member, 1, q_len, PACKED), lse, mask=exists)
+
+
+@triton.jit
+def merge_splits_kernel(
+    part_ptr, part_lse_ptr, out_ptr, lse_ptr,
+    stride_ob, stride_oh, stride_os, stride_part_split, stride_lse_split,
+    heads, q_len, n_splits,
+    V_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+):  # fmt: skip
+    """out and lse of one query from its parts: a part weighs exp(lse of the part - lse)."""
+    row = tl.program_id(0).to(tl.int64)  # of [batch, heads, q_len]
+    index = row % q_len
+    head = row // q_len % heads
+    batch = row // q_len // heads
+    split = tl.arange(0, BLOCK_SPLITS)
+    part_lse = tl.load(
+        part_lse_ptr + split.to(tl.int64) * stride_lse_split + row,
+        mask=split < n_splits, other=float("-inf"),
+    )  # fmt: skip
+    top = tl.max(part_lse, 0)
+    pivot = tl.where(top == float("-inf"), 0.0, top)
+    weights = tl.exp2((part_lse - pivot) * LOG2_E)  # [BLOCK_SPLITS]
+    total = tl.sum(weights, 0)
+    divisor = tl.where(top == float("-inf"), 1.0, total)
+    parts = load_rows(
+        part_ptr + row * V_DIM, stride_part_split, split, split < n_splits, V_DIM, BLOCK_DV, True
+    )
+    out = tl.sum(parts * weights[:, None], 0) / divisor
+    col = tl.arange(0, BLOCK_DV)
+    out_ptr += batch * stride_ob + head * stride_oh + index * stride_os
+    tl.store(out_ptr + col, out.to(out_ptr.dtype.element_ty), mask=col < V_DIM)
+    lse = tl.where(top == float("-inf"), float("-inf"), top + tl.log2(divisor) * LN_2)
+    tl.store(lse_ptr + row, lse)
