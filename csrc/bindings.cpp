@@ -33,25 +33,28 @@ bool poison() {
   return on;
 }
 
-Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                     ScalarType dtype) {
+Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
+                     const std::vector<int64_t>& strides, ScalarType dtype) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cpu(), 0,
-      &handle));
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
-  if (poison() && tensor.numel() > 0) std::memset(tensor.data_ptr(), 0xff, tensor.numel() * tensor.element_size());
+  if (poison() && tensor.numel() > 0)
+    std::memset(tensor.data_ptr(), 0xff, tensor.numel() * tensor.element_size());
   return tensor;
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i-- > 0;) strides[i] = strides[i + 1] * at_least(sizes[i + 1], 1);
+  for (size_t i = sizes.size() - 1; i-- > 0;)
+    strides[i] = strides[i + 1] * at_least(sizes[i + 1], 1);
   return empty_strided(like, sizes, strides, dtype);
 }
 
-// [B, H, L, last] in memory [B, L, H, last] where `like` is a view of that kind: as core/ops.py promises.
+// [B, H, L, last] in memory [B, L, H, last] where `like` is a view of that kind: as core/ops.py
+// promises.
 Tensor empty_in_layout(const Tensor& like, int64_t last) {
   const int64_t batch = like.size(0), heads = like.size(1), length = like.size(2);
   const std::vector<int64_t> sizes = {batch, heads, length, last};
@@ -112,11 +115,16 @@ void run(const Work<Params>& work, const Params& params) {
 
 DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: STD_TORCH_CHECK(false, "attn_kernels: q must be float32, float64, bfloat16 or float16");
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "attn_kernels: q must be float32, float64, bfloat16 or float16");
   }
 }
 
@@ -137,7 +145,8 @@ View view_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), 
 Geometry geometry_of(const std::string& name, const std::vector<int64_t>& n) {
   Geometry g;
   const auto expect = [&](size_t count) {
-    STD_TORCH_CHECK(n.size() == count, "attn_kernels: geometry ", name, " has ", count, " numbers, got ", n.size());
+    STD_TORCH_CHECK(n.size() == count, "attn_kernels: geometry ", name, " has ", count,
+                    " numbers, got ", n.size());
   };
   if (name == "full") {
     expect(0);
@@ -146,10 +155,12 @@ Geometry geometry_of(const std::string& name, const std::vector<int64_t>& n) {
     g.kind = GeometryKind::kCausal, g.causal = true, g.window = n[0];
   } else if (name == "local_1d") {
     expect(4);
-    g.kind = GeometryKind::kLocal1d, g.block = n[0], g.look_back = n[1], g.look_ahead = n[2], g.causal = n[3];
+    g.kind = GeometryKind::kLocal1d, g.block = n[0], g.look_back = n[1], g.look_ahead = n[2],
+    g.causal = n[3];
   } else if (name == "local_2d") {
     expect(7);
-    g.kind = GeometryKind::kLocal2d, g.rows = n[0], g.cols = n[1], g.block_rows = n[2], g.block_cols = n[3];
+    g.kind = GeometryKind::kLocal2d, g.rows = n[0], g.cols = n[1], g.block_rows = n[2],
+    g.block_cols = n[3];
     g.halo_rows = n[4], g.halo_cols = n[5], g.causal = n[6];
   } else {
     STD_TORCH_CHECK(false, "attn_kernels: unknown geometry ", name);
@@ -174,8 +185,10 @@ struct Inputs {
     p.q = view_of(q);
     if (q_rel.has_value()) p.q_rel = view_of(*q_rel);
     p.rel_k = table(rel_k), p.rel_v = table(rel_v);
-    if (key_lengths.has_value()) p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
-    if (query_offsets.has_value()) p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
+    if (key_lengths.has_value())
+      p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
+    if (query_offsets.has_value())
+      p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
   }
 
   // Keys and values in `dtype`, which is theirs or the arithmetic type.
@@ -186,22 +199,26 @@ struct Inputs {
 };
 
 Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
-                   const OptionalTensor& rel_v, const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
-                   const OptionalTensor& query_offsets) {
+                   const OptionalTensor& rel_v, const OptionalTensor& q_rel,
+                   const OptionalTensor& key_lengths, const OptionalTensor& query_offsets) {
   const bool shapes_fit = q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && k.size(0) == q.size(0) &&
-                          v.size(0) == q.size(0) && k.size(3) == q.size(3) && v.size(1) == k.size(1) &&
-                          v.size(2) == k.size(2) && (k.size(1) == 0 || q.size(1) % k.size(1) == 0);
-  STD_TORCH_CHECK(shapes_fit, "attn_kernels: the shapes of q, k and v do not fit; call attn_kernels.attention");
+                          v.size(0) == q.size(0) && k.size(3) == q.size(3) &&
+                          v.size(1) == k.size(1) && v.size(2) == k.size(2) &&
+                          (k.size(1) == 0 || q.size(1) % k.size(1) == 0);
+  STD_TORCH_CHECK(shapes_fit,
+                  "attn_kernels: the shapes of q, k and v do not fit; call attn_kernels.attention");
   Inputs in{rows_contiguous(q), rows_contiguous(k), rows_contiguous(v), {}, {}, {}, {}, {}};
   const auto table = [&](const OptionalTensor& x, int64_t dim) -> OptionalTensor {
     if (!x.has_value()) return {};
-    STD_TORCH_CHECK(x->dim() == 3 && x->size(2) == dim && (x->size(0) == 1 || x->size(0) == q.size(1)),
-                    "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
+    STD_TORCH_CHECK(
+        x->dim() == 3 && x->size(2) == dim && (x->size(0) == 1 || x->size(0) == q.size(1)),
+        "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
     return torch::stable::contiguous(as_type(*x, arithmetic_type(q)));
   };
   const auto per_entry = [&](const OptionalTensor& x) -> OptionalTensor {
     if (!x.has_value()) return {};
-    STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == q.size(0), "attn_kernels: one number per batch entry");
+    STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == q.size(0),
+                    "attn_kernels: one number per batch entry");
     return torch::stable::contiguous(as_type(*x, ScalarType::Long));
   };
   in.rel_k = table(rel_k, q.size(3)), in.rel_v = table(rel_v, v.size(3));
@@ -212,37 +229,59 @@ Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Opti
 
 const InstructionSet& isa() {
   const InstructionSet* set = instruction_set();
-  STD_TORCH_CHECK(set != nullptr, "attn_kernels: no instruction set to run on; see attn_kernels.backends()");
+  STD_TORCH_CHECK(set != nullptr,
+                  "attn_kernels: no instruction set to run on; see attn_kernels.backends()");
   return *set;
 }
 
-const Kernels& kernels_for(const Tensor& q) {
-  return q.scalar_type() == ScalarType::Double ? *isa().for_double : *isa().for_float;
+// Whether rows of x can be read as pairs of bfloat16.
+bool has_pairs(const Tensor& x) {
+  bool even = x.size(3) % 2 == 0;
+  for (int64_t dim = 0; dim < 3; ++dim) even = even && x.stride(dim) % 2 == 0;
+  return even;
+}
+
+// The kernels for these inputs; keys and values stay in their dtype if those multiply bfloat16.
+struct Choice {
+  const Kernels& kernels;
+  ScalarType key_type;
+};
+
+Choice choose(const Inputs& in) {
+  const ScalarType dtype = in.q.scalar_type();
+  if (dtype == ScalarType::Double) return {*isa().for_double, dtype};
+  if (dtype == ScalarType::BFloat16 && isa().for_bfloat16 && has_pairs(in.k) && has_pairs(in.v)) {
+    return {*isa().for_bfloat16, dtype};
+  }
+  return {*isa().for_float, ScalarType::Float};
 }
 
 int64_t tile_queries(bool is_double) { return 256 / (is_double ? 8 : 4); }
-int64_t tile_queries(const Tensor& q) { return tile_queries(q.scalar_type() == ScalarType::Double); }
+int64_t tile_queries(const Tensor& q) {
+  return tile_queries(q.scalar_type() == ScalarType::Double);
+}
 
 // --- Operators ---
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
-                                   const OptionalTensor& rel_v, const OptionalTensor& q_rel,
-                                   const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
-                                   int64_t query_offset, const std::string& geometry,
-                                   const std::vector<int64_t>& extent, bool clip, double scale, double rel_scale) {
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const OptionalTensor& rel_k, const OptionalTensor& rel_v,
+                                   const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
+                                   const OptionalTensor& query_offsets, int64_t query_offset,
+                                   const std::string& geometry, const std::vector<int64_t>& extent,
+                                   bool clip, double scale, double rel_scale) {
   Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets);
   const Tensor out = empty_in_layout(q, v.size(3));
   const Tensor lse = empty(q, {q.size(0), q.size(1), q.size(2)}, arithmetic_type(q));
   if (lse.numel() == 0) return {out, lse};
 
-  const Kernels& kernels = kernels_for(q);
+  const auto [kernels, key_type] = choose(in);
   ForwardParams p;
   in.fill(p);
   p.geometry = geometry_of(geometry, extent);
   p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
   p.out = view_of(out), p.lse = lse.data_ptr();
   plan_forward(p, tile_queries(q));
-  in.use_keys_as(p.few_queries ? q.scalar_type() : arithmetic_type(q), p);
+  in.use_keys_as(p.few_queries ? q.scalar_type() : key_type, p);
   if (p.splits == 1) {
     run(kernels.forward, p);
   } else {
@@ -255,11 +294,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse, const Tensor& q,
-    const Tensor& k, const Tensor& v, const OptionalTensor& rel_k, const OptionalTensor& rel_v,
-    const OptionalTensor& q_rel, const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
-    int64_t query_offset, const std::string& geometry, const std::vector<int64_t>& extent, bool clip, double scale,
-    double rel_scale) {
+    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse,
+    const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
+    const OptionalTensor& rel_v, const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
+    const OptionalTensor& query_offsets, int64_t query_offset, const std::string& geometry,
+    const std::vector<int64_t>& extent, bool clip, double scale, double rel_scale) {
   Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets);
   const ScalarType dtype = q.scalar_type();
   const Tensor grad_q = empty_in_layout(q, q.size(3)), grad_k = empty_in_layout(k, k.size(3));
@@ -269,18 +308,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     return empty(q, {x->size(0), x->size(1), x->size(2)}, dtype);
   };
   const Tensor grad_rel_k = table_grad(rel_k), grad_rel_v = table_grad(rel_v);
-  const Tensor grad_q_rel = q_rel.has_value() ? empty_in_layout(*q_rel, q.size(3)) : empty(q, {0}, dtype);
+  const Tensor grad_q_rel =
+      q_rel.has_value() ? empty_in_layout(*q_rel, q.size(3)) : empty(q, {0}, dtype);
 
-  const Kernels& kernels = kernels_for(q);
+  const auto [kernels, key_type] = choose(in);
   BackwardParams p;
   in.fill(p);
   p.geometry = geometry_of(geometry, extent);
   p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
-  in.use_keys_as(arithmetic_type(q), p);
-  const Tensor out_rows = rows_contiguous(out), grad_rows = rows_contiguous(as_type(grad_out, dtype));
+  in.use_keys_as(key_type, p);
+  const Tensor out_rows = rows_contiguous(out),
+               grad_rows = rows_contiguous(as_type(grad_out, dtype));
   const Tensor lse_whole = torch::stable::contiguous(lse);
   OptionalTensor grad_lse_whole;
-  if (grad_lse.has_value()) grad_lse_whole = torch::stable::contiguous(as_type(*grad_lse, arithmetic_type(q)));
+  if (grad_lse.has_value())
+    grad_lse_whole = torch::stable::contiguous(as_type(*grad_lse, arithmetic_type(q)));
   p.out = view_of(out_rows), p.lse = lse_whole.data_ptr(), p.grad_out = view_of(grad_rows);
   if (grad_lse_whole.has_value()) p.grad_lse = grad_lse_whole->data_ptr();
   p.grad_q = view_of(grad_q), p.grad_k = view_of(grad_k), p.grad_v = view_of(grad_v);
@@ -321,15 +363,15 @@ STABLE_TORCH_LIBRARY_IMPL(attn_kernels, CPU, m) {
 // sizes: batch, heads, k_heads, q_len, k_len, dim, v_dim, table heads, table rows, has rel_v.
 // plan: few_queries, splits, forward scratch (a thread), forward parts, chunks, backward scratch
 // (a thread), backward parts; all in bytes but the first, second and fifth.
-extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(const int64_t* sizes, int is_double,
-                                                                             const char* geometry,
-                                                                             const int64_t* extent,
-                                                                             int64_t n_extent, int64_t* plan) {
+extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(
+    const int64_t* sizes, int is_double, const char* geometry, const int64_t* extent,
+    int64_t n_extent, int64_t* plan) {
   using namespace attn_kernels;
   const InstructionSet& set = isa();
   const Kernels& kernels = is_double ? *set.for_double : *set.for_float;
   const auto describe = [&](AttentionParams& p) {
-    p.batch = sizes[0], p.heads = sizes[1], p.k_heads = sizes[2], p.q_len = sizes[3], p.k_len = sizes[4];
+    p.batch = sizes[0], p.heads = sizes[1], p.k_heads = sizes[2], p.q_len = sizes[3],
+    p.k_len = sizes[4];
     p.dim = sizes[5], p.v_dim = sizes[6];
     if (sizes[8] > 0) p.rel_k = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[5], sizes[8]};
     if (sizes[9] > 0) p.rel_v = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[6], sizes[8]};
@@ -345,5 +387,6 @@ extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(con
   plan[0] = f.few_queries, plan[1] = f.splits, plan[2] = kernels.forward.scratch(f);
   plan[3] = f.splits > 1 ? kernels.part_bytes(f) : 0;
   plan[4] = b.chunks, plan[5] = kernels.backward.scratch(b);
-  plan[6] = (b.chunks > 1 ? kernels.key_part_bytes(b) : 0) + (sizes[8] > 0 ? kernels.table_part_bytes(b) : 0);
+  plan[6] = (b.chunks > 1 ? kernels.key_part_bytes(b) : 0) +
+            (sizes[8] > 0 ? kernels.table_part_bytes(b) : 0);
 }

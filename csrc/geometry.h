@@ -1,9 +1,9 @@
 // The rules of core/geometry.py for kernels: which keys a tile of queries visits and who sees what.
 //
-// A tile is some consecutive queries in scan order (1-D: the sequence; 2-D: the block raster scan, one
-// block or a part of one). Its keys are numbered 0 .. n_keys in the order it gathers them. In that
-// order every query sees one span of keys, and spans only move forward from query to query: causal and
-// windowed tiles in one dimension and raster-scan tiles in two need no other mask.
+// A tile is some consecutive queries in scan order (1-D: the sequence; 2-D: the block raster scan,
+// one block or a part of one). Its keys are numbered 0 .. n_keys in the order it gathers them. In
+// that order every query sees one span of keys, and spans only move forward from query to query:
+// causal and windowed tiles in one dimension and raster-scan tiles in two need no other mask.
 #pragma once
 
 #include "params.h"
@@ -19,7 +19,8 @@ static inline int64_t at_most(int64_t x, int64_t bound) { return x > bound ? bou
 static inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
 static inline int64_t floor_div(int64_t x, int64_t y) { return x >= 0 ? x / y : -ceil_div(-x, y); }
 
-// Rows [top, bottom) and columns [left, right) of the canvas, in raster order, as far as the keys go.
+// Rows [top, bottom) and columns [left, right) of the canvas, in raster order, as far as the keys
+// go.
 struct Box {
   int64_t top, bottom, left, right, count;
 };

@@ -47,8 +47,8 @@ struct AttentionParams {
 };
 
 struct ForwardParams : AttentionParams {
-  // Keys are cut in `splits` parts where queries are few. A part leaves its unscaled sum, maximum and
-  // denominator in `partial`, [tasks, splits, partial_size]; merging is a second step.
+  // Keys are cut in `splits` parts where queries are few. A part leaves its unscaled sum, maximum
+  // and denominator in `partial`, [tasks, splits, partial_size]; merging is a second step.
   int64_t splits = 1;
   void* partial = nullptr;
   bool few_queries = false;
@@ -60,8 +60,8 @@ struct BackwardParams : AttentionParams {
   View grad_q, grad_k, grad_v, grad_q_rel;
   void* grad_rel_k = nullptr;  // [1 or heads, rows, dim], contiguous
   void* grad_rel_v = nullptr;
-  // The queries of a key head are cut in `chunks` parts; each part sums the gradients of keys, values
-  // and tables by itself, and a second step adds the parts in order.
+  // The queries of a key head are cut in `chunks` parts; each part sums the gradients of keys,
+  // values and tables by itself, and a second step adds the parts in order.
   int64_t chunks = 1;
   void* key_parts = nullptr;    // [batch * k_heads * chunks, k_len, dim + v_dim, padded]
   void* table_parts = nullptr;  // [batch * heads * chunks, rows, dim + v_dim, padded]

@@ -5,8 +5,8 @@
 
 namespace attn_kernels {
 
-// Offsets [first, first + count) cut at the ends of the table: `below` of them lie before its first row,
-// `inside` use the rows from `row` on, `above` lie behind its last row.
+// Offsets [first, first + count) cut at the ends of the table: `below` of them lie before its first
+// row, `inside` use the rows from `row` on, `above` lie behind its last row.
 struct BandRows {
   int64_t below, inside, above, row;
 };

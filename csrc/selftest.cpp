@@ -24,7 +24,8 @@ namespace {
 
 template <typename Params>
 void run(const Work<Params>& work, const Params& params, int threads) {
-  const int64_t tasks = work.tasks(params), bytes = ceil_div(at_least(work.scratch(params), 64), 64) * 64;
+  const int64_t tasks = work.tasks(params),
+                bytes = ceil_div(at_least(work.scratch(params), 64), 64) * 64;
   std::atomic<int64_t> next{0};
   std::vector<std::thread> pool;
   for (int i = 0; i < threads; ++i) {
@@ -67,9 +68,11 @@ struct Call {
     };
     const int64_t n_q = s.batch * s.heads * s.q_len, n_k = s.batch * s.k_heads * s.k_len;
     q = numbers(n_q * s.dim), k = numbers(n_k * s.dim), v = numbers(n_k * s.v_dim);
-    out = numbers(n_q * s.v_dim), lse = numbers(n_q), grad_out = numbers(n_q * s.v_dim), grad_lse = numbers(n_q);
+    out = numbers(n_q * s.v_dim), lse = numbers(n_q), grad_out = numbers(n_q * s.v_dim),
+    grad_lse = numbers(n_q);
     grad_q = q, grad_k = k, grad_v = v;
-    p.batch = s.batch, p.heads = s.heads, p.k_heads = s.k_heads, p.q_len = s.q_len, p.k_len = s.k_len;
+    p.batch = s.batch, p.heads = s.heads, p.k_heads = s.k_heads, p.q_len = s.q_len,
+    p.k_len = s.k_len;
     p.dim = s.dim, p.v_dim = s.v_dim;
     p.dtype = p.kv_dtype = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
     p.geometry = problem.geometry, p.clip = problem.clip, p.scale = 0.3, p.rel_scale = 0.2;
@@ -79,17 +82,21 @@ struct Call {
     };
     p.q = view(q, s.heads, s.q_len, s.dim), p.grad_q = view(grad_q, s.heads, s.q_len, s.dim);
     p.k = view(k, s.k_heads, s.k_len, s.dim), p.grad_k = view(grad_k, s.k_heads, s.k_len, s.dim);
-    p.v = view(v, s.k_heads, s.k_len, s.v_dim), p.grad_v = view(grad_v, s.k_heads, s.k_len, s.v_dim);
-    p.out = view(out, s.heads, s.q_len, s.v_dim), p.grad_out = view(grad_out, s.heads, s.q_len, s.v_dim);
+    p.v = view(v, s.k_heads, s.k_len, s.v_dim),
+    p.grad_v = view(grad_v, s.k_heads, s.k_len, s.v_dim);
+    p.out = view(out, s.heads, s.q_len, s.v_dim),
+    p.grad_out = view(grad_out, s.heads, s.q_len, s.v_dim);
     p.lse = lse.data(), p.grad_lse = grad_lse.data();
     if (problem.has_lengths) {
       for (int64_t b = 0; b < s.batch; ++b) lengths.push_back(s.k_len * (b + 1) / (s.batch + 1));
       p.key_lengths = lengths.data();
     }
     if (const int64_t rows = problem.table_rows) {
-      q_rel = numbers(q.size()), rel_k = numbers(s.heads * rows * s.dim), rel_v = numbers(rows * s.v_dim);
+      q_rel = numbers(q.size()), rel_k = numbers(s.heads * rows * s.dim),
+      rel_v = numbers(rows * s.v_dim);
       grad_q_rel = q_rel, grad_rel_k = rel_k, grad_rel_v = rel_v;
-      p.q_rel = view(q_rel, s.heads, s.q_len, s.dim), p.grad_q_rel = view(grad_q_rel, s.heads, s.q_len, s.dim);
+      p.q_rel = view(q_rel, s.heads, s.q_len, s.dim),
+      p.grad_q_rel = view(grad_q_rel, s.heads, s.q_len, s.dim);
       p.rel_k = {rel_k.data(), rows * s.dim, rows}, p.rel_v = {rel_v.data(), 0, rows};
       p.grad_rel_k = grad_rel_k.data(), p.grad_rel_v = grad_rel_v.data();
     }
@@ -114,7 +121,9 @@ struct Call {
 
   // out, lse and the loss sum(out * grad_out) + sum(lse * grad_lse), by definition.
   double loss(std::vector<double>& outs, std::vector<double>& lses) const {
-    const auto at = [](const std::vector<T>& x, int64_t row, int64_t dim, int64_t d) { return double(x[row * dim + d]); };
+    const auto at = [](const std::vector<T>& x, int64_t row, int64_t dim, int64_t d) {
+      return double(x[row * dim + d]);
+    };
     double total = 0;
     outs.clear(), lses.clear();
     for (int64_t b = 0; b < p.batch; ++b) {
@@ -128,7 +137,8 @@ struct Call {
           for (int64_t j = 0; j < k_len; ++j) {
             if (!sees(pos, j)) continue;
             double dot = 0, rel = 0;
-            for (int64_t d = 0; d < p.dim; ++d) dot += at(q, q_row, p.dim, d) * at(k, k_row + j, p.dim, d);
+            for (int64_t d = 0; d < p.dim; ++d)
+              dot += at(q, q_row, p.dim, d) * at(k, k_row + j, p.dim, d);
             const int64_t row = table_row(j - pos);
             for (int64_t d = 0; row >= 0 && d < p.dim; ++d) {
               rel += at(q_rel, q_row, p.dim, d) * at(rel_k, h * p.rel_k.rows + row, p.dim, d);
@@ -146,7 +156,8 @@ struct Call {
             for (int64_t j = 0; j < k_len; ++j) {
               if (s[j] == -INFINITY) continue;
               const int64_t row = table_row(j - pos);
-              o += std::exp(s[j] - lse_i) * (at(v, k_row + j, p.v_dim, d) + (row < 0 ? 0 : at(rel_v, row, p.v_dim, d)));
+              o += std::exp(s[j] - lse_i) *
+                   (at(v, k_row + j, p.v_dim, d) + (row < 0 ? 0 : at(rel_v, row, p.v_dim, d)));
             }
             outs.push_back(o);
             total += o * grad_out[q_row * p.v_dim + d];
@@ -160,12 +171,15 @@ struct Call {
   bool sees(int64_t pos, int64_t key) const {
     const Geometry& g = p.geometry;
     if (g.kind == GeometryKind::kLocal2d) {
-      const int64_t top = pos / g.cols / g.block_rows * g.block_rows, left = pos % g.cols / g.block_cols * g.block_cols;
+      const int64_t top = pos / g.cols / g.block_rows * g.block_rows,
+                    left = pos % g.cols / g.block_cols * g.block_cols;
       const int64_t row = key / g.cols, col = key % g.cols;
       const bool in_box = row >= top - g.halo_rows && row < top + g.block_rows + g.halo_rows &&
                           col >= left - g.halo_cols && col < left + g.block_cols + g.halo_cols;
-      const bool own = row >= top && row < top + g.block_rows && col >= left && col < left + g.block_cols;
-      const bool before = row < top || (row < top + g.block_rows && col < left) || (own && key <= pos);
+      const bool own =
+          row >= top && row < top + g.block_rows && col >= left && col < left + g.block_cols;
+      const bool before =
+          row < top || (row < top + g.block_rows && col < left) || (own && key <= pos);
       return in_box && (!g.causal || before);
     }
     const Span span = visible_keys(g, pos, p.k_len);
@@ -182,7 +196,8 @@ struct Call {
 
 int failures = 0;
 
-void expect_near(const Problem& problem, const char* what, double got, double want, double tolerance) {
+void expect_near(const Problem& problem, const char* what, double got, double want,
+                 double tolerance) {
   if (got == want || std::fabs(got - want) <= tolerance * (1 + std::fabs(want))) return;
   std::printf("FAILED %s: %s is %g and should be %g\n", problem.name.c_str(), what, got, want);
   ++failures;
@@ -195,12 +210,15 @@ void check(const Problem& problem, const Kernels& kernels) {
   call.compute(kernels, 3);
   std::vector<double> outs, lses;
   call.loss(outs, lses);
-  for (size_t i = 0; i < outs.size(); ++i) expect_near(problem, "out", call.out[i], outs[i], tolerance);
-  for (size_t i = 0; i < lses.size(); ++i) expect_near(problem, "lse", call.lse[i], lses[i], tolerance);
+  for (size_t i = 0; i < outs.size(); ++i)
+    expect_near(problem, "out", call.out[i], outs[i], tolerance);
+  for (size_t i = 0; i < lses.size(); ++i)
+    expect_near(problem, "lse", call.lse[i], lses[i], tolerance);
   if (sizeof(T) != 8) return;
   const std::pair<std::vector<T>*, const std::vector<T>*> grads[] = {
-      {&call.q, &call.grad_q},         {&call.k, &call.grad_k},         {&call.v, &call.grad_v},
-      {&call.q_rel, &call.grad_q_rel}, {&call.rel_k, &call.grad_rel_k}, {&call.rel_v, &call.grad_rel_v}};
+      {&call.q, &call.grad_q},         {&call.k, &call.grad_k},
+      {&call.v, &call.grad_v},         {&call.q_rel, &call.grad_q_rel},
+      {&call.rel_k, &call.grad_rel_k}, {&call.rel_v, &call.grad_rel_v}};
   for (const auto& [input, grad] : grads) {
     for (size_t i = 0; i < input->size(); i += input->size() / 3 + 1) {
       const T before = (*input)[i];
@@ -215,7 +233,8 @@ void check(const Problem& problem, const Kernels& kernels) {
   }
 }
 
-Geometry one_dimensional(GeometryKind kind, bool causal, int64_t a = 0, int64_t b = 0, int64_t c = 0) {
+Geometry one_dimensional(GeometryKind kind, bool causal, int64_t a = 0, int64_t b = 0,
+                         int64_t c = 0) {
   Geometry g;
   g.kind = kind, g.causal = causal;
   if (kind == GeometryKind::kCausal) g.window = a;
@@ -223,34 +242,49 @@ Geometry one_dimensional(GeometryKind kind, bool causal, int64_t a = 0, int64_t 
   return g;
 }
 
-Geometry canvas(int64_t rows, int64_t cols, int64_t bh, int64_t bw, int64_t hh, int64_t hw, bool causal) {
+Geometry canvas(int64_t rows, int64_t cols, int64_t bh, int64_t bw, int64_t hh, int64_t hw,
+                bool causal) {
   Geometry g;
   g.kind = GeometryKind::kLocal2d, g.causal = causal;
-  g.rows = rows, g.cols = cols, g.block_rows = bh, g.block_cols = bw, g.halo_rows = hh, g.halo_cols = hw;
+  g.rows = rows, g.cols = cols, g.block_rows = bh, g.block_cols = bw, g.halo_rows = hh,
+  g.halo_cols = hw;
   return g;
 }
 
 }  // namespace
 
 int main() {
-  const Sizes small{2, 4, 2, 37, 37, 5, 3}, longer{1, 2, 2, 70, 150, 16, 17}, shorter{1, 2, 1, 90, 41, 8, 8};
+  const Sizes small{2, 4, 2, 37, 37, 5, 3}, longer{1, 2, 2, 70, 150, 16, 17},
+      shorter{1, 2, 1, 90, 41, 8, 8};
   const Sizes few{2, 4, 2, 2, 1100, 19, 18}, chunked{1, 1, 1, 300, 300, 4, 4};
   std::vector<Problem> problems;
   for (const Sizes& sizes : {small, longer, shorter, few, chunked}) {
     for (const Geometry& g :
          {one_dimensional(GeometryKind::kFull, false), one_dimensional(GeometryKind::kCausal, true),
-          one_dimensional(GeometryKind::kCausal, true, 19), one_dimensional(GeometryKind::kLocal1d, true, 16, 16),
+          one_dimensional(GeometryKind::kCausal, true, 19),
+          one_dimensional(GeometryKind::kLocal1d, true, 16, 16),
           one_dimensional(GeometryKind::kLocal1d, false, 7, 3, 5)}) {
       for (int64_t rows : {0, 9, 801}) {
-        const std::string name = "geometry " + std::to_string(int(g.kind)) + ", " + std::to_string(sizes.q_len) +
-                                 " queries, table " + std::to_string(rows);
+        const std::string name = "geometry " + std::to_string(int(g.kind)) + ", " +
+                                 std::to_string(sizes.q_len) + " queries, table " +
+                                 std::to_string(rows);
         problems.push_back({name, sizes, g, rows, rows != 9, rows != 0});
       }
     }
   }
   for (bool causal : {false, true}) {
-    problems.push_back({"canvas 7x13", {1, 2, 1, 91, 91, 6, 5}, canvas(7, 13, 3, 4, 2, 5, causal), 0, true, causal});
-    problems.push_back({"canvas 17x9", {1, 1, 1, 153, 153, 4, 4}, canvas(17, 9, 16, 16, 1, 0, causal), 0, true, false});
+    problems.push_back({"canvas 7x13",
+                        {1, 2, 1, 91, 91, 6, 5},
+                        canvas(7, 13, 3, 4, 2, 5, causal),
+                        0,
+                        true,
+                        causal});
+    problems.push_back({"canvas 17x9",
+                        {1, 1, 1, 153, 153, 4, 4},
+                        canvas(17, 9, 16, 16, 1, 0, causal),
+                        0,
+                        true,
+                        false});
   }
   std::string isas = attn_kernels_cpu_isas();
   for (size_t begin = 0; begin < isas.size();) {

@@ -20,8 +20,9 @@ struct TileRules {
   std::vector<std::pair<int64_t, int64_t>> visible;  // of each query: gathered keys [start, stop)
 };
 
-std::vector<TileRules> tiles(int kind, bool causal, const std::vector<int64_t>& n, int64_t tile_size,
-                             int64_t q_len, int64_t k_len, int64_t query_offset) {
+std::vector<TileRules> tiles(int kind, bool causal, const std::vector<int64_t>& n,
+                             int64_t tile_size, int64_t q_len, int64_t k_len,
+                             int64_t query_offset) {
   Geometry g;
   g.kind = GeometryKind(kind), g.causal = causal;
   if (g.kind == GeometryKind::kCausal) g.window = n[0];
@@ -48,7 +49,8 @@ std::vector<TileRules> tiles(int kind, bool causal, const std::vector<int64_t>& 
   return all;
 }
 
-std::tuple<int64_t, int64_t, int64_t, int64_t> cut_band(int64_t first, int64_t count, int64_t rows, bool causal) {
+std::tuple<int64_t, int64_t, int64_t, int64_t> cut_band(int64_t first, int64_t count, int64_t rows,
+                                                        bool causal) {
   const BandRows cut = band_rows(first, count, rows, causal);
   return {cut.below, cut.inside, cut.above, cut.row};
 }
@@ -80,7 +82,8 @@ void define(py::module_& m) {
   m.def("shear", [](uintptr_t set, int sign, Array<T> from, int64_t before, Array<T> to) {
     Array<T> sum({to.shape(0), to.shape(1)});
     std::copy(to.data(), to.data() + to.size(), sum.mutable_data());
-    table<T>(set).shear(sign, from.data() + before * from.shape(1), sum.mutable_data(), to.shape(0));
+    table<T>(set).shear(sign, from.data() + before * from.shape(1), sum.mutable_data(),
+                        to.shape(0));
     return sum;
   });
 }

@@ -1,24 +1,25 @@
 // The algorithm, compiled once per instruction set: a file defines ATTN_ISA and includes this.
 //
-// No torch and no std containers in here: an inline function instantiated for a better CPU could win at
-// link time and crash an older one. Everything but the tables lies in an anonymous namespace.
+// No torch and no std containers in here: an inline function instantiated for a better CPU could
+// win at link time and crash an older one. Everything but the tables lies in an anonymous
+// namespace.
 
-#include "kernels.h"
 #include "../geometry.h"
 #include "../score.h"
+#include "kernels.h"
 
 namespace attn_kernels {
 namespace ATTN_ISA {
 namespace {
 
-#include "vec.h"
-#include "rows.h"
-#include "gemm.h"
-#include "tile.h"
-#include "band.h"
-#include "forward.h"
-#include "few.h"
 #include "backward.h"
+#include "band.h"
+#include "few.h"
+#include "forward.h"
+#include "gemm.h"
+#include "rows.h"
+#include "tile.h"
+#include "vec.h"
 
 // Objects of kMember's layout over a task's scratch.
 template <typename Object, typename Params>
@@ -37,13 +38,15 @@ Object over(const Params& p, void* scratch) {
   return object;
 }
 
-template <typename T>
+template <typename T, typename E = T>
 struct Entry {
-  using Forward = ForwardTile<T>;
+  using Forward = ForwardTile<T, E>;
   using Few = FewQueries<T>;
-  using Backward = BackwardChunk<T>;
+  using Backward = BackwardChunk<T, E>;
 
-  static int64_t tiles(const AttentionParams& p) { return tile_count(p.geometry, p.q_len, kTileQueries<T>); }
+  static int64_t tiles(const AttentionParams& p) {
+    return tile_count(p.geometry, p.q_len, kTileQueries<T>);
+  }
 
   // --- Forward ---
   static int64_t forward_units(const ForwardParams& p) {
@@ -54,7 +57,8 @@ struct Entry {
     return p.few_queries ? scratch_of<Few>(p) : scratch_of<Forward>(p);
   }
   static int64_t part_bytes(const ForwardParams& p) {
-    const int64_t size = p.few_queries ? Few::queries(p) * Few::state_size(p) : Forward::part_size(p);
+    const int64_t size =
+        p.few_queries ? Few::queries(p) * Few::state_size(p) : Forward::part_size(p);
     return forward_tasks(p) * size * int64_t(sizeof(T));
   }
   static void forward(const ForwardParams& p, int64_t task, void* scratch) {
@@ -90,11 +94,14 @@ struct Entry {
 
   static constexpr int64_t kMergeKeys = 64;  // keys a merging task takes
   static int64_t key_blocks(const BackwardParams& p) { return ceil_div(p.k_len, kMergeKeys); }
-  static int64_t merge_keys_tasks(const BackwardParams& p) { return p.batch * p.k_heads * key_blocks(p); }
+  static int64_t merge_keys_tasks(const BackwardParams& p) {
+    return p.batch * p.k_heads * key_blocks(p);
+  }
   static int64_t no_scratch(const BackwardParams&) { return 0; }
   static void merge_keys(const BackwardParams& p, int64_t task, void*) {
     const int64_t head = task / key_blocks(p), begin = task % key_blocks(p) * kMergeKeys;
-    Backward::merge_keys(p, head / p.k_heads, head % p.k_heads, begin, at_most(begin + kMergeKeys, p.k_len));
+    Backward::merge_keys(p, head / p.k_heads, head % p.k_heads, begin,
+                         at_most(begin + kMergeKeys, p.k_len));
   }
 
   static int64_t table_rows(const BackwardParams& p, const Table& table) {
@@ -109,7 +116,8 @@ struct Entry {
   static void merge_tables(const BackwardParams& p, int64_t task, void* scratch) {
     const bool values = task >= table_rows(p, p.rel_k);
     if (values) task -= table_rows(p, p.rel_k);
-    Backward::merge_table_row(p, values, task / p.rel_k.rows, task % p.rel_k.rows, static_cast<T*>(scratch));
+    Backward::merge_table_row(p, values, task / p.rel_k.rows, task % p.rel_k.rows,
+                              static_cast<T*>(scratch));
   }
 
   static void exp2_of(const void* x, void* y, int64_t n) {
@@ -150,6 +158,9 @@ struct Entry {
 
 extern const Kernels kernels_float = Entry<float>::kTable;
 extern const Kernels kernels_double = Entry<double>::kTable;
+#if defined(ATTN_AVX512_BF16)
+extern const Kernels kernels_bfloat16 = Entry<float, Pair>::kTable;
+#endif
 
 }  // namespace ATTN_ISA
 }  // namespace attn_kernels

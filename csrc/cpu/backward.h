@@ -4,30 +4,52 @@
 //     dS = P * (dP - delta)     dK += dS Q           dQ += dS K (+ dS rel_k)
 //     delta_i = out_i . dO_i - dlse_i
 //
-// Five products, eight with a relative term. Keys' gradients are summed over the tiles of a chunk in
-// [k_len, padded dim] matrices of the arithmetic type.
+// Five products, eight with a relative term. Keys' gradients are summed over the tiles of a chunk
+// in [k_len, padded dim] matrices of the arithmetic type.
 
-template <typename T>
+//
+// E is the element of the products: T, or pairs. Pairs are needed in three orders: of neighbouring
+// dims (keys and values as they lie, queries transposed), keys (for grad_q) and lanes (for grad_k,
+// grad_v).
+
+template <typename T, typename E>
 struct BackwardTile {
-  T *rows, *q, *q_rel, *grad_out, *q_rows, *q_rel_rows, *grad_rows;
-  T *weights, *grads, *keys, *values, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
+  T *rows, *transposed, *q_rel, *grad_out, *q_rows, *q_rel_rows, *grad_rows;
+  T *weights, *grads, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
+  const E *q_columns, *grad_columns, *q_lanes, *grad_lanes;  // [dim, lanes] and [lanes, dim]
+  E *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
+  E *keys, *values, *key_pairs;
+  E *weights_by_lane, *grads_by_lane, *grads_by_key;  // the matrices themselves, or pairs
   ScoreBand<T> score_band, value_band;
   GradBand<T> score_grad, value_grad;
-  T *grad_k, *grad_v;            // the chunk's sums, [k_len, padded dim]
-  T *grad_rel_k, *grad_rel_v;    // the chunk's sums for the tile's head, [rows, padded dim]
+  T *grad_k, *grad_v;          // the chunk's sums, [k_len, padded dim]
+  T *grad_rel_k, *grad_rel_v;  // the chunk's sums for the tile's head, [rows, padded dim]
 
   void layout(Arena& arena, const BackwardParams& p) {
     constexpr int pitch = kTileQueries<T>;
-    const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim), larger_dim = at_least(dim, v_dim);
+    const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim),
+                  larger_dim = at_least(dim, v_dim);
     rows = arena.take<T>(pitch * larger_dim);
-    q = arena.take<T>(pitch * dim);
+    transposed = arena.take<T>(pitch * dim);
     grad_out = arena.take<T>(pitch * v_dim);
     q_rows = arena.take<T>(pitch * dim);
     grad_rows = arena.take<T>(pitch * v_dim);
-    weights = ForwardTile<T>::zero_bordered(arena);
-    grads = ForwardTile<T>::zero_bordered(arena);
-    keys = arena.take<T>(kStepKeys * p.dim);
-    values = arena.take<T>(kStepKeys * p.v_dim);
+    weights = ForwardTile<T, E>::zero_bordered(arena);
+    grads = ForwardTile<T, E>::zero_bordered(arena);
+    keys = arena.take<E>(kStepKeys * p.dim / kNumbers<E>);
+    values = arena.take<E>(kStepKeys * p.v_dim / kNumbers<E>);
+    if constexpr (kNumbers<E> == 2) {
+      q_column_pairs = arena.take<E>(pitch * dim / 2);
+      grad_column_pairs = arena.take<E>(pitch * v_dim / 2);
+      q_lane_pairs = arena.take<E>(pitch / 2 * dim);
+      grad_lane_pairs = arena.take<E>(pitch / 2 * v_dim);
+      key_pairs = arena.take<E>(kStepKeys / 2 * p.dim);
+      weights_by_lane = arena.take<E>(kStepKeys * pitch / 2);
+      grads_by_lane = arena.take<E>(kStepKeys * pitch / 2);
+      grads_by_key = arena.take<E>(kStepKeys / 2 * pitch);
+    } else {
+      weights_by_lane = weights, grads_by_lane = grads_by_key = grads;
+    }
     scratch = arena.take<T>(kStepKeys * larger_dim);
     grad_q = arena.take<T>(pitch * dim);
     lse = arena.take<T>(pitch);
@@ -56,8 +78,8 @@ struct BackwardTile {
   }
 
   // `view` as rows, and transposed times `factor`.
-  void load_both(const Tile<T>& tile, const View& view, DType dtype, int64_t dim, T factor, T* as_rows,
-                 T* transposed) {
+  void load_both(const Tile<T>& tile, const View& view, DType dtype, int64_t dim, T factor,
+                 T* as_rows, T* transposed) {
     constexpr int pitch = kTileQueries<T>;
     load_queries<T>(tile, view, dtype, dim, 1, as_rows);
     load_queries<T>(tile, view, dtype, dim, factor, rows);
@@ -67,24 +89,29 @@ struct BackwardTile {
   void start(const BackwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
-    load_both(tile, p.q, p.dtype, p.dim, T(p.scale * kLog2E), q_rows, q);
+    load_both(tile, p.q, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E), q_rows,
+              transposed);
     load_both(tile, p.grad_out, p.dtype, p.v_dim, 1, grad_rows, grad_out);
+    q_columns = pair_columns(transposed, p.dim, tile.lanes, q_column_pairs);
+    grad_columns = pair_columns(grad_out, p.v_dim, tile.lanes, grad_column_pairs);
+    q_lanes = pair_lanes(q_rows, tile.lanes, dim, q_lane_pairs);
+    grad_lanes = pair_lanes(grad_rows, tile.lanes, v_dim, grad_lane_pairs);
     load_queries<T>(tile, p.out, p.dtype, p.v_dim, 1, rows);
     const int64_t head_row = (tile.batch * p.heads + tile.head) * p.q_len;
     for (int i = 0; i < tile.lanes; ++i) {
-      T dot = 0;
-      for (int64_t d = 0; d < p.v_dim; ++d) dot += rows[i * v_dim + d] * grad_rows[i * v_dim + d];
+      const T change = dot(rows + i * v_dim, grad_rows + i * v_dim, v_dim);
       const int64_t query = at_most(i, tile.queries.count - 1);
       const int64_t at = head_row + query_index(tile.geometry, tile.queries, query);
       const T value = static_cast<const T*>(p.lse)[at];
-      // A row without keys has weight 0 everywhere: 2^(s - inf).
-      lse[i] = value == T(-__builtin_inf()) ? T(__builtin_inf()) : T(value * kLog2E);
-      delta[i] = p.grad_lse ? dot - static_cast<const T*>(p.grad_lse)[at] : dot;
+      // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
+      const bool nothing = i >= tile.queries.count || value == T(-__builtin_inf());
+      lse[i] = nothing ? T(__builtin_inf()) : T(value * kLog2E);
+      delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[at] : change;
     }
     fill<T>(grad_q, dim * pitch, 0);
     if (p.rel_k.data) {
-      load_both(tile, p.q_rel.data ? p.q_rel : p.q, p.dtype, p.dim, T(p.rel_scale * kLog2E), q_rel_rows,
-                q_rel);
+      load_both(tile, p.q_rel.data ? p.q_rel : p.q, p.dtype, p.dim, T(p.rel_scale * kLog2E),
+                q_rel_rows, q_rel);
       fill<T>(grad_q_rel, dim * pitch, 0);
       const HeadTable<T> table = head_table<T>(p.rel_k, p, tile.head, p.dim);
       score_band.start(table, q_rel);
@@ -102,62 +129,89 @@ struct BackwardTile {
     Slab slabs[kStepKeys / kSlabKeys];
     const int n_slabs = cut_slabs(tile, start, n, slabs);
     const int64_t offset = tile.queries.k_pos + start - tile.queries.q_pos;
-    const Rows<T> k = gather_rows<T>(tile, p.k, p.dim, start, n, keys);
-    const Rows<T> v = gather_rows<T>(tile, p.v, p.v_dim, start, n, values);
+    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, keys);
+    const Rows<E> v = gather_rows<E>(tile, p.v, p.v_dim, start, n, values);
 
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
       const int64_t at = slab.key * pitch + slab.lane;
-      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim, k.data + slab.key * k.stride, k.stride,
-                        q + slab.lane, pitch, weights + at, pitch, false);
-      gemm<Left::kRows>(slab.keys, slab.lanes, p.v_dim, v.data + slab.key * v.stride, v.stride,
-                        grad_out + slab.lane, pitch, grads + at, pitch, false);
+      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim / kNumbers<E>, k.data + slab.key * k.stride,
+                        k.stride, q_columns + slab.lane, pitch, weights + at, pitch, false);
+      if (kScaleLater<E>) scale_slab(slab, T(p.scale * kLog2E), weights);
+      gemm<Left::kRows>(slab.keys, slab.lanes, p.v_dim / kNumbers<E>, v.data + slab.key * v.stride,
+                        v.stride, grad_columns + slab.lane, pitch, grads + at, pitch, false);
     }
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, weights);
     if (p.rel_v.data) value_band.add(offset, tile.lanes, n, slabs, n_slabs, grads);
     for (int s = 0; s < n_slabs; ++s) {
-      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), weights);
-      logit_grads(slabs[s]);
-      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], 0, grads);
+      if (slabs[s].masked) {
+        mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), weights);
+        mask_slab<T>(tile, start, slabs[s], 0, grads);
+      }
+      for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += kLanes<T>) {
+        logit_grads(slabs[s], lane, grads_by_key);
+      }
     }
     if (p.rel_k.data) {
       zero_outside(tile.lanes, n, slabs, n_slabs, grads);
-      ForwardTile<T>::zero_border(grads, n);
+      ForwardTile<T, E>::zero_border(grads, n);
       score_grad.add(offset, n, grads);
     }
     if (p.rel_v.data) {
       zero_outside(tile.lanes, n, slabs, n_slabs, weights);
-      ForwardTile<T>::zero_border(weights, n);
+      ForwardTile<T, E>::zero_border(weights, n);
       value_grad.add(offset, n, weights);
     }
+    const Rows<E> by_key = pair_rows(k, p.dim, n, key_pairs);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
-      gemm<Left::kColumns>(p.dim, slab.lanes, slab.keys, k.data + slab.key * k.stride, k.stride,
-                           grads + slab.key * pitch + slab.lane, pitch, grad_q + slab.lane, pitch, true);
+      const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
+      gemm<Left::kColumns>(p.dim, slab.lanes, depth, by_key.data + key * by_key.stride,
+                           by_key.stride, grads_by_key + key * pitch + slab.lane, pitch,
+                           grad_q + slab.lane, pitch, true);
     }
-    add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads, q_rows, grad_k);
-    add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights, grad_rows, grad_v);
+    add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads_by_lane, q_lanes, grad_k);
+    add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights_by_lane, grad_lanes, grad_v);
   }
 
-  // weights: logits -> P;  grads: dP -> dS.
-  void logit_grads(const Slab& slab) {
+  // One vector column of a slab. weights: logits -> P;  grads: dP -> dS.
+  void logit_grads(const Slab& slab, int lane, T*) {
     constexpr int pitch = kTileQueries<T>;
-    for (int lane = slab.lane; lane < slab.lane + slab.lanes; lane += kLanes<T>) {
-      const Vec<T> row_lse = load(lse + lane), row_delta = load(delta + lane);
-      T* weight = weights + slab.key * pitch + lane;
-      T* grad = grads + slab.key * pitch + lane;
+    const Vec<T> row_lse = load(lse + lane), row_delta = load(delta + lane);
+    T* weight = weights + slab.key * pitch + lane;
+    T* grad = grads + slab.key * pitch + lane;
 #pragma GCC unroll 2
-      for (int key = 0; key < slab.keys; ++key, weight += pitch, grad += pitch) {
-        const Vec<T> w = exp2<T>(load(weight) - row_lse);
-        store<T>(weight, w);
-        store<T>(grad, w * (load(grad) - row_delta));
-      }
+    for (int key = 0; key < slab.keys; ++key, weight += pitch, grad += pitch) {
+      const Vec<T> w = exp2<T>(load(weight) - row_lse);
+      store<T>(weight, w);
+      store<T>(grad, w * (load(grad) - row_delta));
     }
   }
+
+#if defined(ATTN_AVX512_BF16)
+  // The same, and as pairs in both orders.
+  void logit_grads(const Slab& slab, int lane, Pair*) {
+    constexpr int pitch = kTileQueries<float>;
+    const Vec<float> row_lse = load(lse + lane), row_delta = load(delta + lane);
+    for (int key = slab.key; key < slab.key + slab.keys; key += 2) {
+      Vec<float> grad[2] = {};
+      for (int i = 0; i < 2 && key + i < slab.key + slab.keys; ++i) {
+        const int64_t at = (key + i) * pitch + lane;
+        const Vec<float> weight = exp2<float>(load(weights + at) - row_lse);
+        grad[i] = weight * (load(grads + at) - row_delta);
+        store<float>(weights + at, weight);
+        store<float>(grads + at, grad[i]);
+        store_neighbours(weights_by_lane + at / 2, weight);
+        store_neighbours(grads_by_lane + at / 2, grad[i]);
+      }
+      store_pairs(grads_by_key + key / 2 * pitch + lane, grad[0], grad[1]);
+    }
+  }
+#endif
 
   // sums[position of key] += sum over queries of matrix[key, query] * q_rows[query]
   void add_key_grads(const Tile<T>& tile, int64_t start, int n, const Slab* slabs, int n_slabs,
-                     int64_t dim, const T* matrix, const T* query_rows, T* sums) {
+                     int64_t dim, const E* matrix, const E* query_rows, T* sums) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t width = padded<T>(dim);
     Span run = key_run(tile.geometry, tile.queries, start);
@@ -167,8 +221,10 @@ struct BackwardTile {
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
       const int64_t queries = at_most(slab.lanes, tile.queries.count - slab.lane);
-      gemm<Left::kRows>(slab.keys, width, queries, matrix + slab.key * pitch + slab.lane, pitch,
-                        query_rows + slab.lane * width, width, to + slab.key * width, width, true);
+      const int64_t lane = slab.lane / kNumbers<E>, row = pitch / kNumbers<E>;
+      gemm<Left::kRows>(slab.keys, width, ceil_div(queries, kNumbers<E>),
+                        matrix + slab.key * row + lane, row, query_rows + lane * width, width,
+                        to + slab.key * width, width, true);
     }
     if (together) return;
     for (int done = 0; done < n; run = key_run(tile.geometry, tile.queries, start + done)) {
@@ -201,9 +257,9 @@ struct BackwardTile {
 };
 
 // One chunk of the queries of a key head, all its query heads included; see BackwardParams::chunks.
-template <typename T>
+template <typename T, typename E>
 struct BackwardChunk {
-  BackwardTile<T> tile;
+  BackwardTile<T, E> tile;
   T* own_key_part;  // where the chunk's sums lie when it is the only one
 
   void layout(Arena& arena, const BackwardParams& p) {
@@ -219,7 +275,8 @@ struct BackwardChunk {
   }
 
   void run(const BackwardParams& p, int64_t batch, int64_t k_head, int64_t chunk) {
-    const int64_t part = (batch * p.k_heads + k_head) * p.chunks + chunk, group = p.heads / p.k_heads;
+    const int64_t part = (batch * p.k_heads + k_head) * p.chunks + chunk,
+                  group = p.heads / p.k_heads;
     T* sums = p.chunks == 1 ? own_key_part : static_cast<T*>(p.key_parts) + part * key_part_size(p);
     fill<T>(sums, key_part_size(p), 0);
     tile.grad_k = sums, tile.grad_v = sums + p.k_len * padded<T>(p.dim);
@@ -268,10 +325,12 @@ struct BackwardChunk {
   static void merge_table_row(const BackwardParams& p, bool values, int64_t table_head, int64_t row,
                               T* sum) {
     const Table& table = values ? p.rel_v : p.rel_k;
-    const int64_t dim = values ? p.v_dim : p.dim, width = padded<T>(dim), group = p.heads / p.k_heads;
+    const int64_t dim = values ? p.v_dim : p.dim, width = padded<T>(dim),
+                  group = p.heads / p.k_heads;
     const int64_t first = table.head_stride == 0 ? 0 : table_head;
     const int64_t last = table.head_stride == 0 ? p.heads : table_head + 1;
-    const T* parts = static_cast<const T*>(p.table_parts) + (values ? p.rel_k.rows * padded<T>(p.dim) : 0);
+    const T* parts =
+        static_cast<const T*>(p.table_parts) + (values ? p.rel_k.rows * padded<T>(p.dim) : 0);
     fill<T>(sum, width, 0);
     for (int64_t batch = 0; batch < p.batch; ++batch) {
       for (int64_t head = first; head < last; ++head) {

@@ -1,10 +1,11 @@
 // The relative term of a tile, without a buffer of size queries x keys or queries x table.
 //
-// For n keys and `lanes` queries the offsets j - p_i take lanes - 1 + n values: a band of the table. Its
-// products with the queries, band[r, i] = table[row(o + r)] . q_i, are one matrix product, of which each
-// further step only needs n new rows. Key j and lane i read band[j - i + lanes - 1, i]: within a vector,
-// lane i reads the row i above. A shift by less than kLanes rows per lane is made by two rounds of blends
-// (by i % 4, then by i / 4 * 4); from vector to vector it is a pointer shift.
+// For n keys and `lanes` queries the offsets j - p_i take lanes - 1 + n values: a band of the
+// table. Its products with the queries, band[r, i] = table[row(o + r)] . q_i, are one matrix
+// product, of which each further step only needs n new rows. Key j and lane i read band[j - i +
+// lanes - 1, i]: within a vector, lane i reads the row i above. A shift by less than kLanes rows
+// per lane is made by two rounds of blends (by i % 4, then by i / 4 * 4); from vector to vector it
+// is a pointer shift.
 
 template <typename T>
 constexpr uint32_t lanes_where(int divisor, int modulus, int value) {
@@ -13,7 +14,8 @@ constexpr uint32_t lanes_where(int divisor, int modulus, int value) {
   return mask;
 }
 
-// Lane i of the result is lane i of x[kStep * (i / kDivisor % 4)], kStep in vectors of pitch `pitch`.
+// Lane i of the result is lane i of x[kStep * (i / kDivisor % 4)], kStep in vectors of pitch
+// `pitch`.
 template <int kDivisor, int kStep, typename T>
 ATTN_INLINE Vec<T> blend_rows(const T* x, int64_t pitch) {
   constexpr int rounds = kLanes<T> / kDivisor < 4 ? kLanes<T> / kDivisor : 4;
@@ -27,7 +29,8 @@ ATTN_INLINE Vec<T> blend_rows(const T* x, int64_t pitch) {
   return y;
 }
 
-// One vector column: to[j] += lane-wise from[j + kSign * i], for j in [0, n). Rows are kTileQueries apart.
+// One vector column: to[j] += lane-wise from[j + kSign * i], for j in [0, n). Rows are kTileQueries
+// apart.
 template <int kSign, typename T>
 inline void add_sheared(const T* from, int n, T* to) {
   constexpr int w = kLanes<T>, pitch = kTileQueries<T>;
@@ -58,7 +61,8 @@ struct HeadTable {
 };
 
 template <typename T>
-inline HeadTable<T> head_table(const Table& table, const AttentionParams& p, int64_t head, int64_t dim) {
+inline HeadTable<T> head_table(const Table& table, const AttentionParams& p, int64_t head,
+                               int64_t dim) {
   if (table.data == nullptr) return {};
   return {static_cast<const T*>(table.data) + head * table.head_stride, table.rows, dim,
           p.geometry.causal, p.clip};
@@ -92,8 +96,8 @@ struct ScoreBand {
     constexpr int pitch = kTileQueries<T>;
     if (!table.clip || (side > 0 && table.causal)) return nullptr;
     if (!have_edges) {
-      gemm<Left::kRows>(2, lanes, table.dim, table.data, (table.rows - 1) * table.dim, queries, pitch,
-                        edges, pitch, false);
+      gemm<Left::kRows>(2, lanes, table.dim, table.data, (table.rows - 1) * table.dim, queries,
+                        pitch, edges, pitch, false);
       have_edges = true;
     }
     return edges + (side > 0 ? pitch : 0);
@@ -110,8 +114,8 @@ struct ScoreBand {
     constexpr int pitch = kTileQueries<T>;
     const BandRows cut = band_rows(first, n, table.rows, table.causal);
     fill_edge(-1, lanes, cut.below, to);
-    gemm<Left::kRows>(cut.inside, lanes, table.dim, table.data + cut.row * table.dim, table.dim, queries,
-                      pitch, to + cut.below * pitch, pitch, false);
+    gemm<Left::kRows>(cut.inside, lanes, table.dim, table.data + cut.row * table.dim, table.dim,
+                      queries, pitch, to + cut.below * pitch, pitch, false);
     fill_edge(1, lanes, cut.above, to + (cut.below + cut.inside) * pitch);
   }
 
@@ -148,8 +152,8 @@ struct ScoreBand {
   }
 };
 
-// The way back: weights (or logit gradients) of a step, summed by offset and multiplied with the table.
-// A row is complete, and leaves, when all steps that touch it are done.
+// The way back: weights (or logit gradients) of a step, summed by offset and multiplied with the
+// table. A row is complete, and leaves, when all steps that touch it are done.
 template <typename T>
 struct GradBand {
   HeadTable<T> table;
@@ -179,8 +183,8 @@ struct GradBand {
     const int64_t padded_dim = padded<T>(table.dim);
     if (n == 0) return;
     if (product) {
-      gemm<Left::kColumns>(table.dim, lanes, n, table.data + row * table.dim, table.dim, band, pitch,
-                           product, pitch, true);
+      gemm<Left::kColumns>(table.dim, lanes, n, table.data + row * table.dim, table.dim, band,
+                           pitch, product, pitch, true);
     }
     if (grad_table) {
       gemm<Left::kRows>(n, padded_dim, n_queries, band, pitch, q_rows, padded_dim,

@@ -7,10 +7,11 @@
 
 namespace attn_kernels {
 
-#define KERNELS(name, supported)          \
-  namespace name {                        \
-  extern const Kernels kernels_float;     \
-  extern const Kernels kernels_double;    \
+#define KERNELS(name, supported, bfloat16) \
+  namespace name {                         \
+  extern const Kernels kernels_float;      \
+  extern const Kernels kernels_double;     \
+  extern const Kernels kernels_bfloat16;   \
   }
 #include "kernels.inc"
 #undef KERNELS
@@ -23,6 +24,7 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
@@ -30,7 +32,8 @@ bool has_avx2() {
 #endif
 bool has_nothing() { return true; }
 
-#define KERNELS(name, supported) {#name, supported, &name::kernels_float, &name::kernels_double},
+#define KERNELS(name, supported, bfloat16) \
+  {#name, supported, &name::kernels_float, &name::kernels_double, bfloat16},
 const InstructionSet kSets[] = {
 #include "kernels.inc"
 };
@@ -59,8 +62,9 @@ struct Selection {
         return;
       }
     }
-    std::snprintf(error, sizeof(error), "ATTN_KERNELS_ISA=%.64s is not available on this CPU, which has: %s",
-                  wanted, available);
+    std::snprintf(error, sizeof(error),
+                  "ATTN_KERNELS_ISA=%.64s is not available on this CPU, which has: %s", wanted,
+                  available);
   }
 };
 
@@ -85,4 +89,6 @@ ATTN_EXPORT const char* attn_kernels_cpu_isa() {
 ATTN_EXPORT const void* attn_kernels_cpu_set() { return attn_kernels::instruction_set(); }
 ATTN_EXPORT const char* attn_kernels_cpu_isas() { return attn_kernels::selection().available; }
 ATTN_EXPORT const char* attn_kernels_cpu_isa_error() { return attn_kernels::selection().error; }
-ATTN_EXPORT void attn_kernels_cpu_use_isa(const char* name) { attn_kernels::selection().choose(name); }
+ATTN_EXPORT void attn_kernels_cpu_use_isa(const char* name) {
+  attn_kernels::selection().choose(name);
+}

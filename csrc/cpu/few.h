@@ -1,8 +1,8 @@
 // Forward for a few queries over many keys (decoding): bound by reading keys and values once.
 //
-// A task is one key head and one part of its keys; it serves every query of every query head that reads
-// them, so that grouped queries share the read. Queries are rows here: too few to fill lanes. Keys and
-// values are read in their own dtype.
+// A task is one key head and one part of its keys; it serves every query of every query head that
+// reads them, so that grouped queries share the read. Queries are rows here: too few to fill lanes.
+// Keys and values are read in their own dtype.
 
 constexpr int kFewStepKeys = 64;
 
@@ -35,61 +35,96 @@ ATTN_INLINE Vec<float> load_as(const _Float16* p, float) {
 #endif
 }
 
-template <typename T>
-ATTN_INLINE T sum_lanes(Vec<T> x) {
-#if defined(ATTN_AVX512)
-  if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps(x);
-  else return _mm512_reduce_add_pd(x);
-#else
-  T sum = x[0];
-  for (int i = 1; i < kLanes<T>; ++i) sum += x[i];
-  return sum;
-#endif
-}
+// Rows a product reads while it asks memory for as many rows `ahead` that the next product will
+// read.
+template <typename S>
+struct FewRows {
+  const S* data;
+  int64_t stride;
+  const char* ahead;
+  int64_t ahead_stride, ahead_bytes;
 
-// to[j] += x . rows[j] for n rows.
-template <typename T, typename S>
-inline void add_dots(const T* x, int64_t dim, const S* rows, int64_t stride, int64_t n, T* to) {
+  ATTN_INLINE void fetch_ahead(int64_t row) const {
+    for (int64_t i = 0; i < ahead_bytes; i += 64)
+      __builtin_prefetch(ahead + row * ahead_stride + i);
+  }
+};
+
+// to[i][j] += x[i] . rows[j] for kQueries queries and n rows; kRowsAtOnce rows share the loads of
+// x.
+template <int kQueries, typename T, typename S>
+inline void add_dots(const T* x, int64_t x_stride, int64_t dim, const FewRows<S>& rows, int64_t n,
+                     T* to, int64_t to_stride) {
   constexpr int w = kLanes<T>, kRowsAtOnce = 4;
   for (int64_t j = 0; j < n; j += kRowsAtOnce) {
     const S* row[kRowsAtOnce];
-    Vec<T> sum[kRowsAtOnce] = {};
-    for (int r = 0; r < kRowsAtOnce; ++r) row[r] = rows + at_most(j + r, n - 1) * stride;
+    Vec<T> sum[kQueries][kRowsAtOnce] = {};
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const int64_t index = at_most(j + r, n - 1);
+      row[r] = rows.data + index * rows.stride;
+      rows.fetch_ahead(index);
+    }
     int64_t d = 0;
     for (; d + w <= dim; d += w) {
-      const Vec<T> left = load(x + d);
+      Vec<T> right[kRowsAtOnce];
 #pragma GCC unroll 4
-      for (int r = 0; r < kRowsAtOnce; ++r) sum[r] = fma(left, load_as(row[r] + d, T(0)), sum[r]);
+      for (int r = 0; r < kRowsAtOnce; ++r) right[r] = load_as(row[r] + d, T(0));
+#pragma GCC unroll 4
+      for (int i = 0; i < kQueries; ++i) {
+        const Vec<T> left = load(x + i * x_stride + d);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRowsAtOnce; ++r) sum[i][r] = fma(left, right[r], sum[i][r]);
+      }
     }
-    for (int r = 0; r < kRowsAtOnce && j + r < n; ++r) {
-      T total = sum_lanes<T>(sum[r]);
-      for (int64_t e = d; e < dim; ++e) total += x[e] * T(value_of(row[r][e]));
-      to[j + r] += total;
+    for (int i = 0; i < kQueries; ++i) {
+      for (int r = 0; r < kRowsAtOnce && j + r < n; ++r) {
+        T total = sum_lanes<T>(sum[i][r]);
+        for (int64_t e = d; e < dim; ++e) total += x[i * x_stride + e] * T(value_of(row[r][e]));
+        to[i * to_stride + j + r] += total;
+      }
     }
   }
 }
 
-// to[0, dim) += sum over j of weights[j] * rows[j].
-template <typename T, typename S>
-inline void add_weighted(const T* weights, int64_t dim, const S* rows, int64_t stride, int64_t n, T* to) {
+// to[i] += sum over j of weights[i][j] * rows[j] for kQueries queries and n rows.
+template <int kQueries, typename T, typename S>
+inline void add_weighted(const T* weights, int64_t weights_stride, int64_t dim,
+                         const FewRows<S>& rows, int64_t n, T* to, int64_t to_stride) {
   constexpr int w = kLanes<T>, kVecs = 4;
   int64_t d = 0;
   for (; d + kVecs * w <= dim; d += kVecs * w) {
-    Vec<T> sum[kVecs];
+    Vec<T> sum[kQueries][kVecs];
 #pragma GCC unroll 4
-    for (int i = 0; i < kVecs; ++i) sum[i] = load(to + d + i * w);
+    for (int i = 0; i < kQueries; ++i) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kVecs; ++c) sum[i][c] = load(to + i * to_stride + d + c * w);
+    }
     for (int64_t j = 0; j < n; ++j) {
-      const Vec<T> weight = set1(weights[j]);
+      if (d == 0) rows.fetch_ahead(j);
+      Vec<T> right[kVecs];
 #pragma GCC unroll 4
-      for (int i = 0; i < kVecs; ++i) {
-        sum[i] = fma(weight, load_as(rows + j * stride + d + i * w, T(0)), sum[i]);
+      for (int c = 0; c < kVecs; ++c)
+        right[c] = load_as(rows.data + j * rows.stride + d + c * w, T(0));
+#pragma GCC unroll 4
+      for (int i = 0; i < kQueries; ++i) {
+        const Vec<T> left = set1(weights[i * weights_stride + j]);
+#pragma GCC unroll 4
+        for (int c = 0; c < kVecs; ++c) sum[i][c] = fma(left, right[c], sum[i][c]);
       }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kVecs; ++i) store(to + d + i * w, sum[i]);
+    for (int i = 0; i < kQueries; ++i) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kVecs; ++c) store(to + i * to_stride + d + c * w, sum[i][c]);
+    }
   }
   for (; d < dim; ++d) {
-    for (int64_t j = 0; j < n; ++j) to[d] += weights[j] * T(value_of(rows[j * stride + d]));
+    for (int64_t j = 0; j < n; ++j) {
+      const T value = T(value_of(rows.data[j * rows.stride + d]));
+      for (int i = 0; i < kQueries; ++i)
+        to[i * to_stride + d] += weights[i * weights_stride + j] * value;
+    }
   }
 }
 
@@ -104,7 +139,7 @@ struct FewQueries {
   void layout(Arena& arena, const ForwardParams& p) {
     q = arena.take<T>(queries(p) * padded<T>(p.dim));
     q_rel = arena.take<T>(queries(p) * padded<T>(p.dim));
-    logits = arena.take<T>(kFewStepKeys);
+    logits = arena.take<T>(queries(p) * kFewStepKeys);
     one_row = arena.take<T>(padded<T>(p.v_dim));
     state = arena.take<T>(queries(p) * state_size(p));
   }
@@ -116,9 +151,12 @@ struct FewQueries {
 
   void run(const ForwardParams& p, int64_t batch, int64_t k_head, int64_t split) {
     switch (p.kv_dtype) {
-      case DType::kBFloat16: return run_as<BFloat16>(p, batch, k_head, split);
-      case DType::kFloat16: return run_as<_Float16>(p, batch, k_head, split);
-      default: return run_as<T>(p, batch, k_head, split);
+      case DType::kBFloat16:
+        return run_as<BFloat16>(p, batch, k_head, split);
+      case DType::kFloat16:
+        return run_as<_Float16>(p, batch, k_head, split);
+      default:
+        return run_as<T>(p, batch, k_head, split);
     }
   }
 
@@ -133,8 +171,8 @@ struct FewQueries {
       const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
       for (int64_t i = 0; i < n; ++i) {
         const int64_t head = k_head * group + i / p.q_len;
-        load_row(p.dtype, row_of(p.q, p.dtype, batch, head, i % p.q_len), p.dim, T(p.scale * kLog2E),
-                 q + i * dim);
+        load_row(p.dtype, row_of(p.q, p.dtype, batch, head, i % p.q_len), p.dim,
+                 T(p.scale * kLog2E), q + i * dim);
         const View& from = p.q_rel.data ? p.q_rel : p.q;
         load_row(p.dtype, row_of(from, p.dtype, batch, head, i % p.q_len), p.dim,
                  T(p.rel_scale * kLog2E), q_rel + i * dim);
@@ -149,16 +187,8 @@ struct FewQueries {
       const int64_t begin = first + steps * split / p.splits * kFewStepKeys;
       const int64_t end = at_most(first + steps * (split + 1) / p.splits * kFewStepKeys, last);
       for (int64_t key = begin; key < end; key += kFewStepKeys) {
-        const int64_t stop = at_most(key + kFewStepKeys, end);
-        for (int64_t i = 0; i < n; ++i) {
-          const int64_t pos = offset + i % p.q_len;
-          const Span seen = visible_keys(p.geometry, pos, k_len);
-          const Span span{at_least(seen.start, key), at_most(seen.stop, stop)};
-          if (span.start < span.stop) {
-            query_step(p, k_head * group + i / p.q_len, pos, span, keys, values, q + i * dim,
-                       q_rel + i * dim, state + i * state_size(p));
-          }
-        }
+        step<S>(p, batch, k_head, offset, k_len, {key, at_most(key + kFewStepKeys, end)}, keys,
+                values);
       }
       if (p.splits > 1) {
         copy(part(p, batch, k_head, split), state, n * state_size(p));
@@ -168,19 +198,63 @@ struct FewQueries {
     }
   }
 
-  // One query over the keys of `span`, kFewStepKeys at most.
-  template <typename S>
-  void query_step(const ForwardParams& p, int64_t head, int64_t pos, Span span, const S* keys,
-                  const S* values, const T* query, const T* rel_query, T* query_state) {
-    constexpr int w = kLanes<T>;
-    const int64_t n = span.stop - span.start;
-    fill<T>(logits, padded<T>(n), 0);
-    add_dots(query, p.dim, keys + span.start * p.k.row, p.k.row, n, logits);
-    if (p.rel_k.data) add_score(head_table<T>(p.rel_k, p, head, p.dim), rel_query, span.start - pos, n);
-    fill<T>(logits + n, padded<T>(n) - n, -__builtin_inf());
+  template <int n>
+  static constexpr int count_of(Ints<n>) {
+    return n;
+  }
 
-    Vec<T> maximum = load(logits);
-    for (int64_t j = w; j < n; j += w) maximum = larger(maximum, load(logits + j));
+  // Calls work(Ints<count>, first) for groups of 4 queries, then one by one.
+  template <typename Work>
+  static void in_groups(int64_t n, const Work& work) {
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) work(Ints<4>{}, i);
+    for (; i < n; ++i) work(Ints<1>{}, i);
+  }
+
+  // All queries over the keys of `run`, kFewStepKeys at most.
+  template <typename S>
+  void step(const ForwardParams& p, int64_t batch, int64_t k_head, int64_t offset, int64_t k_len,
+            Span run, const S* keys, const S* values) {
+    constexpr int64_t kPitch = kFewStepKeys;
+    const int64_t n = run.stop - run.start, dim = padded<T>(p.dim), size = state_size(p);
+    const S* next = keys + run.stop * p.k.row;
+    const int64_t s = sizeof(S);
+    const FewRows<S> k{keys + run.start * p.k.row, p.k.row,
+                       reinterpret_cast<const char*>(values + run.start * p.v.row), p.v.row * s,
+                       p.v_dim * s};
+    const FewRows<S> v{values + run.start * p.v.row, p.v.row, reinterpret_cast<const char*>(next),
+                       p.k.row * s, p.dim * s};
+    fill<T>(logits, queries(p) * kPitch, 0);
+    in_groups(queries(p), [&](auto group, int64_t i) {
+      add_dots<count_of(group)>(q + i * dim, dim, p.dim, k, n, logits + i * kPitch, kPitch);
+    });
+    for (int64_t i = 0; i < queries(p); ++i) {
+      const int64_t head = k_head * (p.heads / p.k_heads) + i / p.q_len, pos = offset + i % p.q_len;
+      T* row = logits + i * kPitch;
+      if (p.rel_k.data)
+        add_score(head_table<T>(p.rel_k, p, head, p.dim), q_rel + i * dim, run.start - pos, n, row);
+      const Span seen = visible_keys(p.geometry, pos, k_len);
+      for (int64_t j = 0; j < padded<T>(n); ++j) {
+        const int64_t key = run.start + j;
+        if (j >= n || key < seen.start || key >= seen.stop) row[j] = -__builtin_inf();
+      }
+      weigh(p, n, row, state + i * size);
+      if (p.rel_v.data) {
+        add_value(head_table<T>(p.rel_v, p, head, p.v_dim), run.start - pos, n, row,
+                  state + i * size + kLanes<T>);
+      }
+    }
+    in_groups(queries(p), [&](auto group, int64_t i) {
+      add_weighted<count_of(group)>(logits + i * kPitch, kPitch, p.v_dim, v, n,
+                                    state + i * size + kLanes<T>, size);
+    });
+  }
+
+  // One query's logits -> weights; its pivot, sum and acc follow.
+  void weigh(const ForwardParams& p, int64_t n, T* row, T* query_state) {
+    constexpr int w = kLanes<T>;
+    Vec<T> maximum = load(row);
+    for (int64_t j = w; j < n; j += w) maximum = larger(maximum, load(row + j));
     T highest = maximum[0];
     for (int i = 1; i < w; ++i) highest = highest > maximum[i] ? highest : maximum[i];
     T* acc = query_state + w;
@@ -192,39 +266,38 @@ struct FewQueries {
     }
     Vec<T> total = {};
     for (int64_t j = 0; j < n; j += w) {
-      const Vec<T> weight = exp2<T>(load(logits + j) - set1(query_state[0]));
+      const Vec<T> weight = exp2<T>(load(row + j) - set1(query_state[0]));
       total += weight;
-      store<T>(logits + j, weight);
+      store<T>(row + j, weight);
     }
     query_state[1] += sum_lanes<T>(total);
-    add_weighted(logits, p.v_dim, values + span.start * p.v.row, p.v.row, n, acc);
-    if (p.rel_v.data) add_value(head_table<T>(p.rel_v, p, head, p.v_dim), span.start - pos, n, acc);
   }
 
-  void add_score(const HeadTable<T>& table, const T* query, int64_t offset, int64_t n) {
+  static FewRows<T> table_rows(const HeadTable<T>& table, int64_t row) {
+    return {table.data + row * table.dim, table.dim, nullptr, 0, 0};
+  }
+
+  void add_score(const HeadTable<T>& table, const T* query, int64_t offset, int64_t n, T* row) {
     const BandRows cut = band_rows(offset, n, table.rows, table.causal);
-    add_dots(query, table.dim, table.data + cut.row * table.dim, table.dim, cut.inside,
-             logits + cut.below);
-    if (!table.clip) return;
-    for (int side = 0; side < 2; ++side) {
+    add_dots<1>(query, 0, table.dim, table_rows(table, cut.row), cut.inside, row + cut.below, 0);
+    for (int side = 0; table.clip && side < 2; ++side) {
       const int64_t count = side ? cut.above : cut.below;
       if (count == 0) continue;
       T edge = 0;
-      add_dots(query, table.dim, table.data + (side ? table.rows - 1 : 0) * table.dim, 0, 1, &edge);
-      T* to = logits + (side ? cut.below + cut.inside : 0);
+      add_dots<1>(query, 0, table.dim, table_rows(table, side ? table.rows - 1 : 0), 1, &edge, 0);
+      T* to = row + (side ? cut.below + cut.inside : 0);
       for (int64_t j = 0; j < count; ++j) to[j] += edge;
     }
   }
 
-  void add_value(const HeadTable<T>& table, int64_t offset, int64_t n, T* acc) {
+  void add_value(const HeadTable<T>& table, int64_t offset, int64_t n, const T* row, T* acc) {
     const BandRows cut = band_rows(offset, n, table.rows, table.causal);
-    add_weighted(logits + cut.below, table.dim, table.data + cut.row * table.dim, table.dim, cut.inside, acc);
-    if (!table.clip) return;
-    for (int side = 0; side < 2; ++side) {
-      const T* from = logits + (side ? cut.below + cut.inside : 0);
+    add_weighted<1>(row + cut.below, 0, table.dim, table_rows(table, cut.row), cut.inside, acc, 0);
+    for (int side = 0; table.clip && side < 2; ++side) {
+      const T* from = row + (side ? cut.below + cut.inside : 0);
       T sum = 0;
       for (int64_t j = 0; j < (side ? cut.above : cut.below); ++j) sum += from[j];
-      add_weighted(&sum, table.dim, table.data + (side ? table.rows - 1 : 0) * table.dim, 0, 1, acc);
+      add_weighted<1>(&sum, 0, table.dim, table_rows(table, side ? table.rows - 1 : 0), 1, acc, 0);
     }
   }
 
@@ -236,7 +309,8 @@ struct FewQueries {
       for (int64_t split = 0; split < p.splits; ++split) {
         const T* from = part(p, batch, k_head, split) + i * state_size(p);
         const T pivot = to[0] > from[0] ? to[0] : from[0];
-        const T keep = exp2<T>(set1<T>(to[0] - pivot))[0], add = exp2<T>(set1<T>(from[0] - pivot))[0];
+        const T keep = exp2<T>(set1<T>(to[0] - pivot))[0],
+                add = exp2<T>(set1<T>(from[0] - pivot))[0];
         to[0] = pivot;
         for (int64_t d = 1; d < state_size(p); ++d) to[d] = to[d] * keep + from[d] * add;
       }
@@ -249,7 +323,8 @@ struct FewQueries {
       const int64_t head = k_head * (p.heads / p.k_heads) + i / p.q_len, row = i % p.q_len;
       const T* from = state + i * state_size(p);
       const T sum = from[1];
-      for (int64_t d = 0; d < p.v_dim; ++d) one_row[d] = from[kLanes<T> + d] / (sum > 0 ? sum : T(1));
+      for (int64_t d = 0; d < p.v_dim; ++d)
+        one_row[d] = from[kLanes<T> + d] / (sum > 0 ? sum : T(1));
       store_row<T>(p.dtype, one_row, p.v_dim, 1, row_of(p.out, p.dtype, batch, head, row));
       static_cast<T*>(p.lse)[(batch * p.heads + head) * p.q_len + row] =
           sum > 0 ? T((from[0] + __builtin_log2(double(sum))) * kLn2) : T(-__builtin_inf());

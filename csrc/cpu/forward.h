@@ -3,8 +3,8 @@
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 // A pivot that stands for "no key yet": finite, so that -inf minus it is -inf and not NaN.
 constexpr float kNoPivot = -1e30f;
-// The pivot follows the running maximum only when that rises by more: sums stay far from overflow, and
-// most steps need no rescaling.
+// The pivot follows the running maximum only when that rises by more: sums stay far from overflow,
+// and most steps need no rescaling.
 constexpr float kPivotSlack = 8.0f;
 
 template <typename T>
@@ -22,7 +22,8 @@ struct Softmax {
     fill<T>(sum, lanes, 0);
   }
 
-  // Moves the pivot of the vector at `lane` past `maximum`; returns whether it moved, and the factor.
+  // Moves the pivot of the vector at `lane` past `maximum`; returns whether it moved, and the
+  // factor.
   ATTN_INLINE bool raise_pivot(int lane, Vec<T> maximum, Vec<T>& factor) {
     const Vec<T> before = load(pivot + lane);
     if (all_lanes<T>(maximum <= before + set1<T>(kPivotSlack))) return false;
@@ -52,27 +53,46 @@ ATTN_INLINE Vec<T> column_maximum(const T* logits, int lane, const Slab* slabs, 
   return larger(a, b);
 }
 
-// logits -> weights 2^(logit - pivot) of one vector column; returns their sum.
+// logits -> weights 2^(logit - pivot) of one vector column of one slab, in place; returns their
+// sum.
 template <typename T>
-ATTN_INLINE Vec<T> column_weights(T* logits, int lane, Vec<T> pivot, const Slab* slabs, int n_slabs) {
+ATTN_INLINE Vec<T> slab_weights(T* logits, Vec<T> pivot, int keys, T*) {
   constexpr int pitch = kTileQueries<T>;
   Vec<T> total = {};
-  for (int s = 0; s < n_slabs; ++s) {
-    if (lane < slabs[s].lane || lane >= slabs[s].lane + slabs[s].lanes) continue;
-    T* x = logits + slabs[s].key * pitch + lane;
 #pragma GCC unroll 2
-    for (int key = 0; key < slabs[s].keys; ++key, x += pitch) {
-      const Vec<T> weight = exp2<T>(load(x) - pivot);
-      total += weight;
-      store<T>(x, weight);
-    }
+  for (int key = 0; key < keys; ++key, logits += pitch) {
+    const Vec<T> weight = exp2<T>(load(logits) - pivot);
+    total += weight;
+    store<T>(logits, weight);
   }
   return total;
 }
 
-template <typename T>
+#if defined(ATTN_AVX512_BF16)
+// The same, and as pairs of keys in `pairs`.
+ATTN_INLINE Vec<float> slab_weights(float* logits, Vec<float> pivot, int keys, Pair* pairs) {
+  constexpr int pitch = kTileQueries<float>;
+  Vec<float> total = {};
+  for (int key = 0; key < keys; key += 2, logits += 2 * pitch, pairs += pitch) {
+    const Vec<float> even = exp2<float>(load(logits) - pivot);
+    Vec<float> odd = {};
+    if (key + 1 < keys) odd = exp2<float>(load(logits + pitch) - pivot);
+    total += even + odd;
+    store<float>(logits, even);
+    if (key + 1 < keys) store<float>(logits + pitch, odd);
+    store_pairs(pairs, even, odd);
+  }
+  return total;
+}
+#endif
+
+// E is the element of the products with keys and values: T, or pairs.
+template <typename T, typename E>
 struct ForwardTile {
-  T *rows, *q, *q_rel, *logits, *keys, *values, *acc;
+  T *rows, *transposed, *q_rel, *logits, *acc;
+  const E* q;  // [dim, lanes]
+  E *q_pairs, *weights, *keys, *values,
+      *value_pairs;  // weights are the logits themselves, or pairs
   Softmax<T> softmax;
   ScoreBand<T> score_band;
   GradBand<T> value_band;
@@ -81,12 +101,19 @@ struct ForwardTile {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
     rows = arena.take<T>(pitch * at_least(dim, v_dim));
-    q = arena.take<T>(pitch * dim);
+    transposed = arena.take<T>(pitch * dim);
     q_rel = arena.take<T>(pitch * dim);
     logits = zero_bordered(arena);
     acc = arena.take<T>(pitch * v_dim);
-    keys = arena.take<T>(kStepKeys * p.dim);
-    values = arena.take<T>(kStepKeys * p.v_dim);
+    keys = arena.take<E>(kStepKeys * p.dim / kNumbers<E>);
+    values = arena.take<E>(kStepKeys * p.v_dim / kNumbers<E>);
+    if constexpr (kNumbers<E> == 2) {
+      q_pairs = arena.take<E>(pitch * dim / 2);
+      weights = arena.take<E>(kStepKeys / 2 * pitch);
+      value_pairs = arena.take<E>(kStepKeys / 2 * p.v_dim);
+    } else {
+      weights = logits;
+    }
     softmax.layout(arena);
     if (p.rel_k.data) score_band.layout(arena);
     if (p.rel_v.data) value_band.layout(arena);
@@ -128,8 +155,9 @@ struct ForwardTile {
   void start(const ForwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim);
-    load_queries<T>(tile, p.q, p.dtype, p.dim, T(p.scale * kLog2E), rows);
-    transpose<T>(tile.lanes, dim, rows, dim, q, pitch);
+    load_queries<T>(tile, p.q, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E), rows);
+    transpose<T>(tile.lanes, dim, rows, dim, transposed, pitch);
+    q = pair_columns(transposed, p.dim, tile.lanes, q_pairs);
     softmax.start(tile.lanes);
     fill<T>(acc, padded<T>(p.v_dim) * pitch, 0);
     if (p.rel_k.data) {
@@ -139,7 +167,8 @@ struct ForwardTile {
       score_band.start(head_table<T>(p.rel_k, p, tile.head, p.dim), q_rel);
     }
     if (p.rel_v.data) {
-      value_band.start(head_table<T>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc, nullptr, nullptr, 0);
+      value_band.start(head_table<T>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc, nullptr,
+                       nullptr, 0);
     }
   }
 
@@ -149,11 +178,13 @@ struct ForwardTile {
     const int n_slabs = cut_slabs(tile, start, n, slabs);
     const int64_t offset = tile.queries.k_pos + start - tile.queries.q_pos;
 
-    const Rows<T> k = gather_rows<T>(tile, p.k, p.dim, start, n, keys);
+    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, keys);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
-      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim, k.data + slab.key * k.stride, k.stride,
-                        q + slab.lane, pitch, logits + slab.key * pitch + slab.lane, pitch, false);
+      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim / kNumbers<E>, k.data + slab.key * k.stride,
+                        k.stride, q + slab.lane, pitch, logits + slab.key * pitch + slab.lane,
+                        pitch, false);
+      if (kScaleLater<E>) scale_slab(slab, T(p.scale * kLog2E), logits);
     }
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
     for (int s = 0; s < n_slabs; ++s) {
@@ -167,14 +198,22 @@ struct ForwardTile {
         }
         if (p.rel_v.data) value_band.rescale(lane, factor);
       }
-      const Vec<T> sum = column_weights(logits, lane, load(softmax.pivot + lane), slabs, n_slabs);
-      store<T>(softmax.sum + lane, load(softmax.sum + lane) + sum);
+      Vec<T> sum = load(softmax.sum + lane);
+      for (int s = 0; s < n_slabs; ++s) {
+        const Slab& slab = slabs[s];
+        if (lane < slab.lane || lane >= slab.lane + slab.lanes) continue;
+        sum += slab_weights(logits + slab.key * pitch + lane, load(softmax.pivot + lane), slab.keys,
+                            weights + slab.key / kNumbers<E> * pitch + lane);
+      }
+      store<T>(softmax.sum + lane, sum);
     }
-    const Rows<T> v = gather_rows<T>(tile, p.v, p.v_dim, start, n, values);
+    const Rows<E> v =
+        pair_rows(gather_rows<E>(tile, p.v, p.v_dim, start, n, values), p.v_dim, n, value_pairs);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
-      gemm<Left::kColumns>(p.v_dim, slab.lanes, slab.keys, v.data + slab.key * v.stride, v.stride,
-                           logits + slab.key * pitch + slab.lane, pitch, acc + slab.lane, pitch, true);
+      const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
+      gemm<Left::kColumns>(p.v_dim, slab.lanes, depth, v.data + key * v.stride, v.stride,
+                           weights + key * pitch + slab.lane, pitch, acc + slab.lane, pitch, true);
     }
     if (p.rel_v.data) {
       zero_outside(tile.lanes, n, slabs, n_slabs, logits);
@@ -197,15 +236,19 @@ struct ForwardTile {
     for (int i = 0; i < tile.queries.count; ++i) {
       const T sum = softmax.sum[i];
       const int64_t index = query_index(tile.geometry, tile.queries, i);
-      lse[index] = sum > 0 ? T((softmax.pivot[i] + __builtin_log2(double(sum))) * kLn2) : T(-__builtin_inf());
+      lse[index] = sum > 0 ? T((softmax.pivot[i] + __builtin_log2(double(sum))) * kLn2)
+                           : T(-__builtin_inf());
     }
   }
 
   // --- Keys cut in parts: [pivot, sum, acc rows] of each part, added up in order ---
 
-  static int64_t part_size(const ForwardParams& p) { return (2 + padded<T>(p.v_dim)) * kTileQueries<T>; }
+  static int64_t part_size(const ForwardParams& p) {
+    return (2 + padded<T>(p.v_dim)) * kTileQueries<T>;
+  }
 
-  static T* part(const ForwardParams& p, int64_t batch, int64_t head, int64_t index, int64_t split) {
+  static T* part(const ForwardParams& p, int64_t batch, int64_t head, int64_t index,
+                 int64_t split) {
     const int64_t tiles = tile_count(p.geometry, p.q_len, kTileQueries<T>);
     const int64_t task = (batch * p.heads + head) * tiles + index;
     return static_cast<T*>(p.partial) + (task * p.splits + split) * part_size(p);

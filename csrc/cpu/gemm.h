@@ -1,7 +1,8 @@
 // Matrix products of a tile: c (+)= a b, with b and c in rows of whole vectors.
 //
-// a is read one element at a time and broadcast, so it may lie in either order and needs no packing:
-// keys and values are used where they are. kRows: a(m, k) = a[m * stride + k]; kColumns: a[k * stride + m].
+// a is read one element at a time and broadcast, so it may lie in either order and needs no
+// packing: keys and values are used where they are. `depth` counts elements: numbers, or pairs of
+// them. kRows: a(m, k) = a[m * stride + k]; kColumns: a[k * stride + m].
 
 enum class Left { kRows, kColumns };
 
@@ -11,10 +12,12 @@ constexpr int tile_rows(int vecs) {
   return kVecRegisters == 32 ? (vecs == 1 ? 14 : 24 / vecs) : (vecs == 1 ? 8 : 6);
 }
 
-template <int kM, int kN, Left kLeft, typename T>
-inline __attribute__((noinline)) void gemm_tile(int64_t depth, const T* a, int64_t a_stride, const T* b,
-                                                int64_t b_stride, T* c, int64_t c_stride,
-                                                bool accumulate) {
+template <int kM, int kN, Left kLeft, typename E>
+inline __attribute__((noinline)) void gemm_tile(int64_t depth, const E* a, int64_t a_stride,
+                                                const E* b, int64_t b_stride, Sum<E>* c,
+                                                int64_t c_stride, bool accumulate) {
+  using T = Sum<E>;
+  using Operand = typename Element<E>::Operand;
   constexpr int w = kLanes<T>;
   Vec<T> sum[kM][kN] = {};
   if (accumulate) {
@@ -26,12 +29,12 @@ inline __attribute__((noinline)) void gemm_tile(int64_t depth, const T* a, int64
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> right[kN];
+    Operand right[kN];
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) right[n] = load(b + n * w);
+    for (int n = 0; n < kN; ++n) right[n] = load_operand(b + n * w);
 #pragma GCC unroll 32
     for (int m = 0; m < kM; ++m) {
-      const Vec<T> left = set1<T>(kLeft == Left::kRows ? a[m * a_stride] : a[m]);
+      const Operand left = broadcast(kLeft == Left::kRows ? a + m * a_stride : a + m);
 #pragma GCC unroll 4
       for (int n = 0; n < kN; ++n) sum[m][n] = fma(left, right[n], sum[m][n]);
     }
@@ -46,9 +49,9 @@ inline __attribute__((noinline)) void gemm_tile(int64_t depth, const T* a, int64
 }
 
 // The last `rows` <= kM rows of a panel.
-template <int kM, int kN, Left kLeft, typename T>
-ATTN_INLINE void gemm_rest(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b,
-                           int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
+template <int kM, int kN, Left kLeft, typename E>
+ATTN_INLINE void gemm_rest(int64_t rows, int64_t depth, const E* a, int64_t a_stride, const E* b,
+                           int64_t b_stride, Sum<E>* c, int64_t c_stride, bool accumulate) {
   if constexpr (kM > 0) {
     if (rows == kM) {
       gemm_tile<kM, kN, kLeft>(depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
@@ -58,34 +61,39 @@ ATTN_INLINE void gemm_rest(int64_t rows, int64_t depth, const T* a, int64_t a_st
   }
 }
 
-template <int kN, Left kLeft, typename T>
-inline void gemm_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b,
-                       int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
+template <int kN, Left kLeft, typename E>
+inline void gemm_panel(int64_t rows, int64_t depth, const E* a, int64_t a_stride, const E* b,
+                       int64_t b_stride, Sum<E>* c, int64_t c_stride, bool accumulate) {
   constexpr int kM = tile_rows(kN);
   const int64_t a_step = kLeft == Left::kRows ? a_stride : 1;
   int64_t m = 0;
   for (; m + kM <= rows; m += kM) {
-    gemm_tile<kM, kN, kLeft>(depth, a + m * a_step, a_stride, b, b_stride, c + m * c_stride, c_stride,
-                             accumulate);
+    gemm_tile<kM, kN, kLeft>(depth, a + m * a_step, a_stride, b, b_stride, c + m * c_stride,
+                             c_stride, accumulate);
   }
   gemm_rest<kM - 1, kN, kLeft>(rows - m, depth, a + m * a_step, a_stride, b, b_stride,
                                c + m * c_stride, c_stride, accumulate);
 }
 
-// c[rows, cols] (+)= a[rows, depth] b[depth, cols]; cols is a multiple of kLanes.
-template <Left kLeft, typename T>
-inline void gemm(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t a_stride, const T* b,
-                 int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
-  constexpr int w = kLanes<T>;
+// c[rows, cols] (+)= a[rows, depth] b[depth, cols]; cols is a multiple of kLanes; strides in
+// elements.
+template <Left kLeft, typename E>
+inline void gemm(int64_t rows, int64_t cols, int64_t depth, const E* a, int64_t a_stride,
+                 const E* b, int64_t b_stride, Sum<E>* c, int64_t c_stride, bool accumulate) {
+  constexpr int w = kLanes<Sum<E>>;
   while (cols > 0) {
     int vecs = int(at_most(cols / w, kTileVecs));
     if constexpr (kTileVecs == 4) {
       if (cols / w == 5) vecs = 3;  // 3 + 2 keeps more registers busy than 4 + 1
-      if (vecs == 4) gemm_panel<4, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-      if (vecs == 3) gemm_panel<3, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+      if (vecs == 4)
+        gemm_panel<4, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+      if (vecs == 3)
+        gemm_panel<3, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
     }
-    if (vecs == 2) gemm_panel<2, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    if (vecs == 1) gemm_panel<1, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+    if (vecs == 2)
+      gemm_panel<2, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+    if (vecs == 1)
+      gemm_panel<1, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
     cols -= vecs * w, b += vecs * w, c += vecs * w;
   }
 }

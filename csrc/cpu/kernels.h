@@ -1,12 +1,13 @@
-// What an instruction set's file exports: one table of functions. Tasks are independent of one another
-// and of the number of threads; each needs scratch memory of its own thread.
+// What an instruction set's file exports: one table of functions. Tasks are independent of one
+// another and of the number of threads; each needs scratch memory of its own thread.
 #pragma once
 
 #include "../params.h"
 
 namespace attn_kernels {
 
-// One kind of work: `tasks` calls of `run`, in any order, each with `scratch` bytes (64-byte aligned).
+// One kind of work: `tasks` calls of `run`, in any order, each with `scratch` bytes (64-byte
+// aligned).
 template <typename Params>
 struct Work {
   int64_t (*tasks)(const Params&);
@@ -15,9 +16,9 @@ struct Work {
 };
 
 struct Kernels {
-  int64_t (*part_bytes)(const ForwardParams&);  // of ForwardParams::partial, if splits > 1
-  Work<ForwardParams> forward, merge_forward;   // merge: only if splits > 1
-  int64_t (*key_part_bytes)(const BackwardParams&);    // of BackwardParams::key_parts, if chunks > 1
+  int64_t (*part_bytes)(const ForwardParams&);       // of ForwardParams::partial, if splits > 1
+  Work<ForwardParams> forward, merge_forward;        // merge: only if splits > 1
+  int64_t (*key_part_bytes)(const BackwardParams&);  // of BackwardParams::key_parts, if chunks > 1
   int64_t (*table_part_bytes)(const BackwardParams&);  // of BackwardParams::table_parts, if rel_k
   Work<BackwardParams> backward, merge_keys, merge_tables;  // merge_keys: only if chunks > 1
   // For tests: y = 2^x of n numbers; the transpose of n vectors by n vectors; and GradBand's and
@@ -28,12 +29,13 @@ struct Kernels {
   void (*shear)(int sign, const void* from, void* to, int64_t n);
 };
 
-// One row of kernels.inc: the tables for float32 (and half) and for float64 arithmetic.
+// One row of kernels.inc: the tables by arithmetic.
 struct InstructionSet {
   const char* name;
   bool (*supported)();
   const Kernels* for_float;
   const Kernels* for_double;
+  const Kernels* for_bfloat16;  // or null; needs even head dims, keys and values in bfloat16
 };
 
 // The set in use, or null with `isa_error` set. The first call takes ATTN_KERNELS_ISA or the best.

@@ -1,22 +1,23 @@
-// How a call is cut beyond heads and tiles. Only sizes count, never threads: results must not depend on
-// their number.
+// How a call is cut beyond heads and tiles. Only sizes count, never threads: results must not
+// depend on their number.
 #pragma once
 
 #include "../geometry.h"
 
 namespace attn_kernels {
 
-constexpr int64_t kEnoughTasks = 16;      // forward: fewer than this, and keys are cut too
-constexpr int64_t kEnoughChunks = 8;      // backward: fewer than this, and queries are cut too
-constexpr int64_t kKeysPerSplit = 512;    // at least
-constexpr int64_t kTilesPerChunk = 4;     // at least
-constexpr int64_t kFewQueries = 4;        // up to this many queries of a head are rows and not lanes
-constexpr int64_t kFewRows = 64;          // up to this many rows of a key head
+constexpr int64_t kEnoughTasks = 16;    // forward: fewer than this, and keys are cut too
+constexpr int64_t kEnoughChunks = 8;    // backward: fewer than this, and queries are cut too
+constexpr int64_t kKeysPerSplit = 512;  // at least
+constexpr int64_t kTilesPerChunk = 4;   // at least
+constexpr int64_t kFewQueries = 4;      // up to this many queries of a head are rows and not lanes
+constexpr int64_t kFewRows = 64;        // up to this many rows of a key head
 
 // Sets few_queries and splits. `tile` is the number of queries in a tile.
 inline void plan_forward(ForwardParams& p, int64_t tile) {
   const bool one_dimensional = p.geometry.kind != GeometryKind::kLocal2d;
-  p.few_queries = one_dimensional && p.q_len <= kFewQueries && p.q_len * (p.heads / p.k_heads) <= kFewRows;
+  p.few_queries =
+      one_dimensional && p.q_len <= kFewQueries && p.q_len * (p.heads / p.k_heads) <= kFewRows;
   const int64_t units =
       p.batch * (p.few_queries ? p.k_heads : p.heads * tile_count(p.geometry, p.q_len, tile));
   p.splits = 1;

@@ -54,6 +54,40 @@ ATTN_INLINE char* row_of(const View& view, DType dtype, int64_t batch, int64_t h
          (batch * view.batch + head * view.head + row * view.row) * element_size(dtype);
 }
 
+// copy() without a call: rows are short.
+template <typename E>
+ATTN_INLINE void copy_row(const E* from, int64_t n, E* to) {
+  constexpr int w = kLanes<Sum<E>>;
+  int64_t i = 0;
+  for (; i + w <= n; i += w) {
+    const auto x = load_operand(from + i);
+    __builtin_memcpy(to + i, &x, sizeof(x));
+  }
+  for (; i < n; ++i) to[i] = from[i];
+}
+
+template <typename T>
+ATTN_INLINE T sum_lanes(Vec<T> x) {
+#if defined(ATTN_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_reduce_add_ps(x);
+  else
+    return _mm512_reduce_add_pd(x);
+#else
+  T sum = x[0];
+  for (int i = 1; i < kLanes<T>; ++i) sum += x[i];
+  return sum;
+#endif
+}
+
+// a . b for n numbers, a whole number of vectors.
+template <typename T>
+ATTN_INLINE T dot(const T* a, const T* b, int64_t n) {
+  Vec<T> sum = {};
+  for (int64_t i = 0; i < n; i += kLanes<T>) sum = fma(load(a + i), load(b + i), sum);
+  return sum_lanes<T>(sum);
+}
+
 template <typename T>
 inline void copy(T* to, const T* from, int64_t n) {
   __builtin_memmove(to, from, uint64_t(n) * sizeof(T));
@@ -83,8 +117,8 @@ ATTN_INLINE void zip(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, Ints<I...>) 
   high = __builtin_shuffle(a, b, BitsVec<T>{(n / 2 + I / 2 + I % 2 * n)...});
 }
 
-// log2(kLanes) rounds of zipping the first half of the rows with the second transpose a square. The rounds
-// are unrolled by recursion, so that every row stays in a register.
+// log2(kLanes) rounds of zipping the first half of the rows with the second transpose a square. The
+// rounds are unrolled by recursion, so that every row stays in a register.
 template <int kRound, typename T>
 ATTN_INLINE void zip_rounds(Vec<T> (&x)[kLanes<T>]) {
   constexpr int n = kLanes<T>;

@@ -1,13 +1,14 @@
 // A tile of queries at work: its lanes, its keys step by step, and its masks.
 //
-// Everything about a tile is kept transposed: query i of the tile is lane i, a key is a row. Softmax then
-// needs no horizontal reduction, keys and values are broadcast from where they lie, and queries are the
-// only thing packed.
+// Everything about a tile is kept transposed: query i of the tile is lane i, a key is a row.
+// Softmax then needs no horizontal reduction, keys and values are broadcast from where they lie,
+// and queries are the only thing packed.
 
 template <typename T>
-constexpr int kTileQueries = 256 / int(sizeof(T));  // lanes of a tile: also the row pitch of its matrices
-constexpr int kStepKeys = 128;                      // keys a tile takes up at a time
-constexpr int kSlabKeys = 16;                       // granularity at which masked steps are cut
+constexpr int kTileQueries =
+    256 / int(sizeof(T));       // lanes of a tile: also the row pitch of its matrices
+constexpr int kStepKeys = 128;  // keys a tile takes up at a time
+constexpr int kSlabKeys = 16;   // granularity at which masked steps are cut
 
 // Hands out pieces of one block of scratch memory; over null it only counts.
 struct Arena {
@@ -50,7 +51,8 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
   const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
   tile.geometry = p.geometry;
   tile.queries = query_tile(p.geometry, index, kTileQueries<T>, p.q_len, k_len, offset);
-  tile.batch = batch, tile.head = head, tile.k_head = head / (p.heads / p.k_heads), tile.index = index;
+  tile.batch = batch, tile.head = head, tile.k_head = head / (p.heads / p.k_heads),
+  tile.index = index;
   tile.lanes = int(padded<T>(tile.queries.count));
   for (int i = 0; i < tile.lanes; ++i) {
     const int64_t query = at_most(i, tile.queries.count - 1);
@@ -61,8 +63,8 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
   return tile;
 }
 
-// Cuts the step of gathered keys [start, start + n) into slabs. Spans only move forward, so the lanes
-// that see a slab are consecutive.
+// Cuts the step of gathered keys [start, start + n) into slabs. Spans only move forward, so the
+// lanes that see a slab are consecutive.
 template <typename T>
 inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs) {
   const int last = tile.lanes - 1;
@@ -105,6 +107,20 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T va
   }
 }
 
+// Queries carry the scale of the logits where that costs no precision; pairs would round it in, so
+// their logits are scaled afterwards.
+template <typename E>
+constexpr bool kScaleLater = kNumbers<E> == 2;
+
+template <typename T>
+inline void scale_slab(const Slab& slab, T factor, T* matrix) {
+  constexpr int pitch = kTileQueries<T>;
+  for (int key = slab.key; key < slab.key + slab.keys; ++key) {
+    T* row = matrix + key * pitch;
+    for (int i = slab.lane; i < slab.lane + slab.lanes; ++i) row[i] *= factor;
+  }
+}
+
 // Zeroes what the slabs leave out of the step's n rows.
 template <typename T>
 inline void zero_outside(int lanes, int n, const Slab* slabs, int n_slabs, T* matrix) {
@@ -122,31 +138,98 @@ inline void zero_outside(int lanes, int n, const Slab* slabs, int n_slabs, T* ma
   }
 }
 
-template <typename T>
+template <typename E>
 struct Rows {
-  const T* data;
+  const E* data;
   int64_t stride;
 };
 
-// The rows of keys (or values) [start, start + n) in gathered order: in place where they lie together,
-// else copied to `buffer`.
-template <typename T>
-inline Rows<T> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
-                           T* buffer) {
-  const T* head = static_cast<const T*>(view.data) + tile.batch * view.batch + tile.k_head * view.head;
+// The rows of keys (or values) [start, start + n) in gathered order: in place where they lie
+// together, else copied to `buffer`. Pairs are of neighbours within a row.
+template <typename E, typename T>
+inline Rows<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
+                           E* buffer) {
+  const int64_t offset = tile.batch * view.batch + tile.k_head * view.head;
+  const E* head = static_cast<const E*>(view.data) + offset / kNumbers<E>;
+  const int64_t stride = view.row / kNumbers<E>;
+  dim /= kNumbers<E>;
   Span run = key_run(tile.geometry, tile.queries, start);
-  if (run.stop - run.start >= n) return {head + run.start * view.row, view.row};
+  if (run.stop - run.start >= n) return {head + run.start * stride, stride};
   for (int done = 0; done < n;) {
     for (; run.start < run.stop && done < n; ++run.start, ++done) {
-      const T* from = head + run.start * view.row;
-      for (int64_t d = 0; d < dim; ++d) buffer[done * dim + d] = from[d];
+      copy_row(head + run.start * stride, dim, buffer + done * dim);
     }
     if (done < n) run = key_run(tile.geometry, tile.queries, start + done);
   }
   return {buffer, dim};
 }
 
-// The tile's queries (or gradients of its outputs) as rows [lanes, padded dim], zero where there is none.
+// The same rows as elements of a sum over keys. Numbers are that already.
+template <typename T>
+ATTN_INLINE Rows<T> pair_rows(Rows<T> rows, int64_t, int, T*) {
+  return rows;
+}
+
+// Pairs of neighbouring keys, [ceil(n / 2), dim]; a last key without neighbour is paired with
+// zeros.
+inline Rows<Pair> pair_rows(Rows<Pair> rows, int64_t dim, int n, Pair* buffer) {
+  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(kVecBytes)));
+  constexpr int w = kLanes<float>;
+  const auto* from = reinterpret_cast<const uint16_t*>(rows.data);
+  const int64_t stride = 2 * rows.stride;
+  for (int64_t key = 0; key < n; key += 2) {
+    const uint16_t* a = from + key * stride;
+    const uint16_t* b = key + 1 < n ? a + stride : nullptr;
+    Pair* to = buffer + key / 2 * dim;
+    int64_t d = 0;
+    for (; b && d + w <= dim; d += w) {
+      const Words even = __builtin_convertvector(*reinterpret_cast<const Halves*>(a + d), Words);
+      const Words odd = __builtin_convertvector(*reinterpret_cast<const Halves*>(b + d), Words);
+      const Words both = even | odd << 16;
+      __builtin_memcpy(to + d, &both, sizeof(both));
+    }
+    for (; d < dim; ++d) to[d] = {a[d], b ? b[d] : uint16_t(0)};
+  }
+  return {buffer, dim};
+}
+
+// A transposed matrix [rows, lanes] as elements of a sum over its rows. Numbers are that already.
+template <typename T>
+ATTN_INLINE const T* pair_columns(const T* matrix, int64_t, int, T*) {
+  return matrix;
+}
+
+#if defined(ATTN_AVX512_BF16)
+inline const Pair* pair_columns(const float* matrix, int64_t rows, int lanes, Pair* buffer) {
+  constexpr int pitch = kTileQueries<float>, w = kLanes<float>;
+  for (int64_t r = 0; r < rows; r += 2) {
+    for (int lane = 0; lane < lanes; lane += w) {
+      const float* from = matrix + r * pitch + lane;
+      store_pairs(buffer + r / 2 * pitch + lane, load(from), load(from + pitch));
+    }
+  }
+  return buffer;
+}
+
+// Rows [lanes, width] as elements of a sum over lanes, [lanes / 2, width].
+inline const Pair* pair_lanes(const float* rows, int lanes, int64_t width, Pair* buffer) {
+  for (int64_t i = 0; i < lanes; i += 2) {
+    for (int64_t d = 0; d < width; d += kLanes<float>) {
+      const float* from = rows + i * width + d;
+      store_pairs(buffer + i / 2 * width + d, load(from), load(from + width));
+    }
+  }
+  return buffer;
+}
+#endif
+template <typename T>
+ATTN_INLINE const T* pair_lanes(const T* rows, int, int64_t, T*) {
+  return rows;
+}
+
+// The tile's queries (or gradients of its outputs) as rows [lanes, padded dim], zero where there is
+// none.
 template <typename T>
 inline void load_queries(const Tile<T>& tile, const View& view, DType dtype, int64_t dim, T factor,
                          T* rows) {

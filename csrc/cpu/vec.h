@@ -1,7 +1,8 @@
 // Vec<T>: one register of floats or doubles. The only file that knows instruction sets.
 //
-// Compilers' vector types give arithmetic, comparison and select on every machine; what x86 does better
-// by name is overloaded for it. An instruction set file defines ATTN_AVX512, ATTN_AVX2 or neither.
+// Compilers' vector types give arithmetic, comparison and select on every machine; what x86 does
+// better by name is overloaded for it. An instruction set file defines ATTN_AVX512, ATTN_AVX2 or
+// neither.
 
 #if defined(ATTN_AVX512)
 constexpr int kVecBytes = 64;
@@ -59,33 +60,57 @@ ATTN_INLINE BitsVec<T> lane_numbers() {
   return lanes;
 }
 
-// a * b + c, rounded once where the machine can; the larger of two (b if either is NaN); nearest integer.
+// a * b + c, rounded once where the machine can; the larger of two (b if either is NaN); nearest
+// integer.
 #if defined(ATTN_AVX512)
-ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
-ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
 ATTN_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a, b); }
 ATTN_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
+// x minus the nearest integer, 0 for infinities; x * 2^n for a whole n, 0 for -inf.
+ATTN_INLINE Vec<float> distance_to_integer(Vec<float> x) { return _mm512_reduce_ps(x, 0); }
+ATTN_INLINE Vec<double> distance_to_integer(Vec<double> x) { return _mm512_reduce_pd(x, 0); }
+ATTN_INLINE Vec<float> scale_by_power(Vec<float> x, Vec<float> n) { return _mm512_scalef_ps(x, n); }
+ATTN_INLINE Vec<double> scale_by_power(Vec<double> x, Vec<double> n) {
+  return _mm512_scalef_pd(x, n);
+}
 #elif defined(ATTN_AVX2)
-ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
-ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+ATTN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+ATTN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
 ATTN_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
 ATTN_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
 #else
 template <typename V>
-ATTN_INLINE V fma(V a, V b, V c) { return a * b + c; }
+ATTN_INLINE V fma(V a, V b, V c) {
+  return a * b + c;
+}
 template <typename V>
-ATTN_INLINE V larger(V a, V b) { return a > b ? a : b; }
+ATTN_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
 #endif
 
 // Lanes whose bit is set in kMask come from b, the others from a.
 template <uint32_t kMask, typename T>
 ATTN_INLINE Vec<T> blend(Vec<T> a, Vec<T> b) {
 #if defined(ATTN_AVX512)
-  if constexpr (sizeof(T) == 4) return _mm512_mask_blend_ps(__mmask16(kMask), a, b);
-  else return _mm512_mask_blend_pd(__mmask8(kMask), a, b);
+  if constexpr (sizeof(T) == 4)
+    return _mm512_mask_blend_ps(__mmask16(kMask), a, b);
+  else
+    return _mm512_mask_blend_pd(__mmask8(kMask), a, b);
 #elif defined(ATTN_AVX2)
-  if constexpr (sizeof(T) == 4) return _mm256_blend_ps(a, b, int(kMask));
-  else return _mm256_blend_pd(a, b, int(kMask & 15));
+  if constexpr (sizeof(T) == 4)
+    return _mm256_blend_ps(a, b, int(kMask));
+  else
+    return _mm256_blend_pd(a, b, int(kMask & 15));
 #else
   Vec<T> x = a;
   for (int i = 0; i < kLanes<T>; ++i) x[i] = kMask >> i & 1 ? b[i] : a[i];
@@ -141,12 +166,82 @@ struct Exp2<double> {
 template <typename T>
 ATTN_INLINE Vec<T> exp2(Vec<T> x) {
   using E = Exp2<T>;
+#if defined(ATTN_AVX512)
+  const Vec<T> rest = distance_to_integer(x);
+#else
   x = larger(set1<T>(-T(E::kBias)), x);
   const Vec<T> shifted = x + set1<T>(E::kMagic);
   const Vec<T> rest = x - (shifted - set1<T>(E::kMagic));
+#endif
   Vec<T> y = set1<T>(E::kPoly[E::kDegree]);
 #pragma GCC unroll 16
   for (int i = E::kDegree - 1; i >= 0; --i) y = fma(y, rest, set1<T>(E::kPoly[i]));
+#if defined(ATTN_AVX512)
+  return scale_by_power(y, x - rest);
+#else
   const BitsVec<T> whole = BitsVec<T>(shifted) - BitsVec<T>(set1<T>(E::kMagic));
   return y * Vec<T>((whole + typename VecTraits<T>::Bits(E::kBias)) << E::kMantissa);
+#endif
 }
+
+// --- Elements of matrix products ---
+//
+// An element is what a product multiplies and adds in one step: a number, or a Pair of bfloat16
+// numbers that are neighbours in the summed dimension, where the machine multiplies those.
+
+struct Pair {
+  uint16_t first, second;
+};
+
+template <typename E>
+struct Element {
+  using Sum = E;
+  using Operand = Vec<E>;
+  static constexpr int kNumbers = 1;
+};
+template <>
+struct Element<Pair> {
+  using Sum = float;
+  using Operand = BitsVec<float>;
+  static constexpr int kNumbers = 2;
+};
+template <typename E>
+using Sum = typename Element<E>::Sum;
+template <typename E>
+constexpr int kNumbers = Element<E>::kNumbers;
+
+template <typename T>
+ATTN_INLINE Vec<T> load_operand(const T* p) {
+  return load(p);
+}
+template <typename T>
+ATTN_INLINE Vec<T> broadcast(const T* p) {
+  return set1(*p);
+}
+ATTN_INLINE BitsVec<float> load_operand(const Pair* p) {
+  BitsVec<float> x;
+  __builtin_memcpy(&x, p, sizeof(x));
+  return x;
+}
+ATTN_INLINE BitsVec<float> broadcast(const Pair* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return BitsVec<float>{} + bits;
+}
+
+#if defined(ATTN_AVX512_BF16)
+ATTN_INLINE Vec<float> fma(BitsVec<float> a, BitsVec<float> b, Vec<float> c) {
+  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+// to[i] = (even[i], odd[i]), rounded.
+ATTN_INLINE void store_pairs(Pair* to, Vec<float> even, Vec<float> odd) {
+  const __m512i lanes = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a,
+                                         0x190009, 0x180008, 0x170007, 0x160006, 0x150005, 0x140004,
+                                         0x130003, 0x120002, 0x110001, 0x100000);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(lanes, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+}
+// to[i / 2] holds x[i], rounded.
+ATTN_INLINE void store_neighbours(Pair* to, Vec<float> x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
