@@ -14,7 +14,6 @@ from attn_kernels import Causal, Full, Local1d, Local2d, Relative
 from attn_kernels import _testing as testing
 from attn_kernels.core.backends import cpu_library
 
-
 KINDS = {"full": 0, "causal": 1, "local_1d": 2, "local_2d": 3}
 GEOMETRIES_1D = [
     Full(),

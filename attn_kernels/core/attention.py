@@ -32,8 +32,8 @@ def attention(
         lse_i = log sum_j exp(s_ij)
 
     Args:
-        q, k, v: [B, H, Lq, D], [B, Hk, Lk, D] and [B, Hk, Lk, Dv] of one dtype on one device, in any
-            strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
+        q, k, v: [B, H, Lq, D], [B, Hk, Lk, D] and [B, Hk, Lk, Dv] of one dtype on one device, in
+            any strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
         geometry: which keys a query sees: Full, Causal, Local1d, Local2d.
         score: what is added to the logits: None or Relative.
         scale: default D ** -0.5.
@@ -77,7 +77,7 @@ def call_operator(
     offsets = None
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
-    return ops.fwd(
+    return ops.call(
         q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, query_offset,
         geometry.name, geometry.extent(), clip, scale, rel_scale,
     )  # fmt: skip

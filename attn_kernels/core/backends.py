@@ -65,13 +65,20 @@ class CpuLibrary:
         if error := self.error():
             raise RuntimeError(error)
 
-    def plan(self, sizes: list[int], is_double: bool, geometry: str, extent: tuple[int, ...]) -> list[int]:
+    def plan(
+        self, sizes: list[int], is_double: bool, geometry: str, extent: tuple[int, ...]
+    ) -> list[int]:
         """How a call is cut and what memory it takes: see csrc/bindings.cpp."""
         numbers = ctypes.c_int64 * len(sizes)
         extents = ctypes.c_int64 * len(extent)
         plan = (ctypes.c_int64 * 7)()
         self.c.attn_kernels_cpu_plan(
-            numbers(*sizes), is_double, geometry.encode(), extents(*extent), ctypes.c_int64(len(extent)), plan
+            numbers(*sizes),
+            is_double,
+            geometry.encode(),
+            extents(*extent),
+            ctypes.c_int64(len(extent)),
+            plan,
         )
         return list(plan)
 

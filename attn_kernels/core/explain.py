@@ -21,7 +21,7 @@ class Explanation:
         backend, reason: who computes, and why.
         detail: the instruction set, or nothing.
         tile: queries in a tile; 0 where there are no tiles.
-        key_splits: parts the keys of one tile are cut in, forward (decoding: few queries, many keys).
+        key_splits: parts the keys of a tile are cut in, forward (few queries over many keys).
         query_chunks: parts the queries of one head are cut in, backward.
         visible_pairs: (query, key) pairs that attend, over batch and heads.
         forward_flops, backward_flops: of the products over visible pairs.
@@ -47,7 +47,9 @@ class Explanation:
     def __str__(self) -> str:
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         return "\n".join(
-            f"{name.replace('_', ' '):16} {value:,}" if isinstance(value, int) else f"{name:16} {value}"
+            f"{name.replace('_', ' '):16} {value:,}"
+            if isinstance(value, int)
+            else f"{name:16} {value}"
             for name, value in values
         )
 
@@ -70,7 +72,7 @@ def explain(
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
     name, reason = choose(backend, q, v)
-    (batch, heads, q_len, dim), (_, k_heads, k_len, v_dim) = q.shape, v.shape
+    (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
     offset = query_offset if isinstance(query_offset, int) else k_len - q_len
     pairs = batch * heads * geometry.visible_pairs(q_len, k_len, offset)
     products, back_products = dim + v_dim, 3 * dim + 2 * v_dim

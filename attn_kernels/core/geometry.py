@@ -1,7 +1,7 @@
 """Geometries: which keys a query may see, and which runs of keys a tile of queries has to visit.
 
-A *position* is an index into the keys' sequence. Query i stands at position i + query_offset. In two
-dimensions a position is a raster index, row * cols + col.
+A *position* is an index into the keys' sequence. Query i stands at position i + query_offset. In
+two dimensions a position is a raster index, row * cols + col.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Geometry:
         raise NotImplementedError
 
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
-        """Number of visible (query, key) pairs: what useful floating-point operations are counted by."""
+        """Number of visible (query, key) pairs: what useful operations are counted by."""
         raise NotImplementedError
 
 
@@ -214,8 +214,8 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Local2d(Geometry):
-    """Blocked local attention on a canvas: a query sees its block, extended by `halo` rows above and
-    below and `halo` columns left and right, clipped to the canvas.
+    """Blocked local attention on a canvas: a query sees its block, extended by `halo` rows above
+    and below and `halo` columns left and right, clipped to the canvas.
 
     If causal, only the keys with order(key) <= order(query), where order is the block raster scan:
     blocks row by row, positions row by row inside each block.
@@ -238,7 +238,7 @@ class Local2d(Geometry):
         return (*self.grid, *self.block, *self.halo, int(self.causal))
 
     def order(self, pos: Any) -> Any:
-        """Rank of a position in the block raster scan (blocks that cross the canvas edge are cut)."""
+        """Rank of a position in the block raster scan (blocks are cut at the canvas's edge)."""
         (rows, cols), (bh, bw) = self.grid, self.block
         row, col = pos // cols, pos % cols
         top, left = row // bh * bh, col // bw * bw
@@ -278,7 +278,7 @@ class Local2d(Geometry):
                 yield Run(start + first_col, start + last_col, True)
 
     def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
-        """As in one dimension, with queries counted in scan order. A tile is one block or part of one."""
+        """As in one dimension, with queries in scan order. A tile is one block or part of one."""
         first = 0
         for block in self.blocks():
             if first <= q_start and q_stop <= first + block.cells:

@@ -12,14 +12,14 @@ namespace attn_kernels {
 namespace ATTN_ISA {
 namespace {
 
-#include "backward.h"
-#include "band.h"
-#include "few.h"
-#include "forward.h"
-#include "gemm.h"
-#include "rows.h"
-#include "tile.h"
 #include "vec.h"
+#include "rows.h"
+#include "gemm.h"
+#include "tile.h"
+#include "band.h"
+#include "forward.h"
+#include "few.h"
+#include "backward.h"
 
 // Objects of kMember's layout over a task's scratch.
 template <typename Object, typename Params>

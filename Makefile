@@ -1,0 +1,111 @@
+# make test | bench | build | lint | format | sanitize | symbols | wheel-check | clean
+#
+# Where $(PYTHON) has torch >= 2.11, that environment is used as it is: nothing is installed in it.
+# Elsewhere .venv is made once, from requirements/dev.txt.
+
+PYTHON ?= python3
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+HAS_TORCH := $(shell $(PYTHON) tools/environment.py has-torch 2>/dev/null)
+ifeq ($(HAS_TORCH),yes)
+  RUN := $(PYTHON)
+  ENVIRONMENT := check-tools
+else
+  RUN := $(VENV)/bin/python
+  ENVIRONMENT := $(VENV)/.complete
+endif
+
+.PHONY: test bench build testing-build lint format sanitize symbols wheel-check clean check-tools
+.DELETE_ON_ERROR:
+
+# --- Environment ---
+
+check-tools:
+	@$(PYTHON) tools/environment.py check-tools
+
+$(VENV)/.complete: requirements/dev.txt requirements/tools.txt
+	$(PYTHON) tools/environment.py check-python
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@touch $@
+
+# --- Build, test, measure ---
+
+# The compiler's commands go to build/log; what it warns of is shown.
+BUILD = mkdir -p build && \
+  if $(RUN) setup.py --quiet build_ext --inplace >build/log 2>&1; \
+  then grep -E 'warning:|^attn_kernels:' build/log || true; \
+  else cat build/log; exit 1; fi
+
+build: $(ENVIRONMENT)
+	@echo "building attn_kernels"; $(BUILD)
+
+testing-build: $(ENVIRONMENT)
+	@echo "building attn_kernels and attn_kernels._testing"; export ATTN_KERNELS_TESTING=1; $(BUILD)
+
+test: testing-build
+	$(RUN) -m pytest $(TEST_ARGS)
+
+bench: build
+	$(RUN) -m benchmarks $(BENCH_ARGS)
+
+# --- Checks of the code ---
+
+CPP_FILES = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
+CLANG_FORMAT = $(RUN) -c 'import clang_format; clang_format.clang_format()'
+
+lint: $(ENVIRONMENT)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
+
+format: $(ENVIRONMENT)
+	$(RUN) -m ruff check --fix-only .
+	$(RUN) -m ruff format .
+	$(CLANG_FORMAT) -i $(CPP_FILES)
+
+# What each instruction set's object file, and the library, may export and need.
+symbols: build
+	$(RUN) tools/check_symbols.py
+
+# The wheel, installed in an environment of its own, works away from this folder.
+wheel-check: $(ENVIRONMENT)
+	$(RUN) tools/check_wheel.py
+
+# The kernels without torch, under the sanitizers, as C++17. CXX chooses the compiler.
+SANITIZED := build/sanitize
+SELFTEST := csrc/selftest.cpp $(wildcard csrc/cpu/*.cpp)
+address = -fsanitize=address,undefined -fno-sanitize-recover=all
+thread = -fsanitize=thread
+# ThreadSanitizer of older compilers dies where addresses are too random.
+FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+sanitize:
+	$(MAKE) $(SANITIZED)/address/selftest
+	$(SANITIZED)/address/selftest
+	@mkdir -p $(SANITIZED)/thread
+	@if echo 'int main() {}' | $(CXX) -x c++ $(thread) -o $(SANITIZED)/thread/probe - && \
+	    $(FIXED_ADDRESSES) $(SANITIZED)/thread/probe; then \
+	  $(MAKE) $(SANITIZED)/thread/selftest && $(FIXED_ADDRESSES) $(SANITIZED)/thread/selftest; \
+	else \
+	  echo "ThreadSanitizer does not work on this machine: not run"; \
+	fi
+
+define SANITIZER
+$(SANITIZED)/$(1)/selftest: $$(SELFTEST:%.cpp=$(SANITIZED)/$(1)/%.o)
+	$$(CXX) $$($(1)) -pthread -o $$@ $$^
+
+$(SANITIZED)/$(1)/%.o: %.cpp Makefile
+	@mkdir -p $$(dir $$@)
+	$$(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -Wall -Wno-psabi -pthread -Icsrc $$($(1)) \
+	  -MMD -MP -c -o $$@ $$<
+endef
+$(eval $(call SANITIZER,address))
+$(eval $(call SANITIZER,thread))
+-include $(shell find $(SANITIZED) -name '*.d' 2>/dev/null)
+
+clean:
+	rm -rf build dist *.egg-info attn_kernels/*.so .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

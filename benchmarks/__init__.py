@@ -1,0 +1,1 @@
+"""Benchmarks: every operation against what PyTorch offers for the same work."""

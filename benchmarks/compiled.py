@@ -1,0 +1,333 @@
+"""The Triton kernels' machine code on GPUs that are not here: registers, spills, shared memory.
+
+python -m benchmarks.compiled [--target sm_90,gfx942] [--only relative] [--json out.json]
+
+Every case goes through the real launchers with tensors without memory, so what is compiled is what
+is launched. Needs triton (its ptxas and cuobjdump come with it) and no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from attn_kernels.triton import launch
+from attn_kernels.triton.configs import Config, candidates, shared_limit
+from attn_kernels.triton.launch_backward import backward_launches
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+MATRIX = r"HGMMA|HMMA|UTC\w*MMA|IMMA|v_mfma\w*"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operator."""
+
+    name: str
+    geometry: str
+    extent: tuple[int, ...] = ()
+    rows: int = 0  # of the relative table
+    values: bool = False
+    clip: bool = True
+    q_len: int = 4096
+    k_len: int = 4096
+    group: int = 1
+
+
+GEOMETRIES = (
+    Case("full", "full"),
+    Case("causal", "causal", (0,)),
+    Case("window", "causal", (1024,)),
+    Case("local-1d", "local_1d", (256, 256, 0, 1)),
+    Case("local-2d", "local_2d", (64, 64, 8, 8, 4, 4, 0)),
+    Case("local-2d-causal", "local_2d", (64, 64, 8, 16, 8, 8, 1)),
+)
+CASES = (
+    *GEOMETRIES,
+    Case("decode", "causal", (0,), q_len=1, k_len=8192, group=4),
+    Case("relative", "causal", (0,), rows=1024),
+    Case("relative-zero", "causal", (0,), rows=1024, clip=False),
+    Case("relative-full", "full", rows=2047),
+    Case("relative-window", "causal", (512,), rows=512),
+    Case("relative-local", "local_1d", (256, 256, 0, 1), rows=512),
+    Case("relative-values", "full", rows=2047, values=True),
+)
+
+
+@dataclass
+class Compiled:
+    """What a compiler made of a kernel."""
+
+    kernel: str
+    case: str
+    target: str
+    dtype: str
+    dim: int
+    config: Config
+    seconds: float = 0.0
+    registers: int = 0
+    spills: int = 0  # bytes of local memory, or spilled registers on AMD
+    shared: int = 0
+    matrix: dict[str, int] = field(default_factory=dict)  # instructions of the innermost loop
+    loop: int = 0  # its instructions
+    notes: str = ""
+    error: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """It compiled, without spills, into a device's shared memory."""
+        arch = 0 if self.target.startswith("gfx") else int(self.target[3:])
+        return not self.error and self.spills == 0 and self.shared <= shared_limit(arch)
+
+
+# --- From a launch to a compilation ---
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The arguments of one launch."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def source(self) -> tuple[ASTSource, dict[str, Any]]:
+        """What triton.compile takes, specialised as a launch on a device would be."""
+        names = self.kernel.arg_names
+        given = dict(zip(names, self.args, strict=False))
+        compiler = {k: v for k, v in self.options.items() if k not in names}
+        given |= {k: v for k, v in self.options.items() if k in names}
+        plain = {p.name for p in self.kernel.params if p.do_not_specialize}
+        constant = {p.name for p in self.kernel.params if p.is_constexpr}
+        signature, constants, attributes = {}, {}, {}
+
+        def describe(value: Any, path: tuple[int, ...], specialize: bool) -> Any:
+            if isinstance(value, tuple):
+                return tuple(describe(x, (*path, i), specialize) for i, x in enumerate(value))
+            if value is None or (specialize and type(value) is int and value == 1):
+                constants[path] = value
+                return "constexpr"
+            if isinstance(value, torch.Tensor):
+                attributes[path] = [["tt.divisibility", 16]]
+                return "*" + TYPE_NAMES[value.dtype]
+            if isinstance(value, int):
+                if specialize and value % 16 == 0:
+                    attributes[path] = [["tt.divisibility", 16]]
+                return "i32" if -(2**31) <= value < 2**31 else "i64"
+            return "fp32"
+
+        for i, name in enumerate(names):
+            if name in constant:
+                constants[(i,)], signature[name] = given[name], "constexpr"
+            else:
+                signature[name] = describe(given[name], (i,), name not in plain)
+        return ASTSource(self.kernel, signature, constants, attributes), compiler
+
+
+TYPE_NAMES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
+    torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
+
+
+def launches_of(work: Callable[[], object]) -> list[Launch]:
+    """Run the launchers without launching."""
+    found: list[Launch] = []
+    before = launch.run
+    launch.run = lambda kernel, grid, *args, **options: found.append(Launch(kernel, args, options))
+    try:
+        work()
+    finally:
+        launch.run = before
+    return found
+
+
+def call_of(case: Case, dtype: torch.dtype, dim: int) -> launch.Call:
+    """The case's tensors, without memory, in the memory order of a projection's output."""
+
+    def tensor(heads: int, length: int) -> torch.Tensor:
+        return torch.empty(2, length, heads, dim, dtype=dtype, device="meta").transpose(1, 2)
+
+    heads = 4 * case.group
+    table = torch.empty(heads, case.rows, dim, dtype=dtype, device="meta") if case.rows else None
+    return launch.Call.of(
+        tensor(heads, case.q_len), tensor(4, case.k_len), tensor(4, case.k_len),
+        table, table if case.values else None, None, None, None, case.k_len - case.q_len,
+        case.geometry, case.extent, case.clip, dim**-0.5, dim**-0.5,
+    )  # fmt: skip
+
+
+def work_of(case: Case, dtype: torch.dtype, dim: int, arch: int) -> Iterator[tuple[Config, Launch]]:
+    """Every launch of the case, forward and backward, in default configurations."""
+    call = call_of(case, dtype, dim)
+
+    def default(direction: str) -> Config:
+        return candidates(replace(call.kind(direction), arch=arch))[0]
+
+    q, v = call.q, call.v
+    out = torch.empty(*q.shape[:3], v.shape[3], dtype=dtype, device="meta")
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device="meta")
+    config = default("forward")
+    splits = 8 if case.name == "decode" else 1
+    for each in launches_of(lambda: launch.launch_forward(call, config, out, lse, splits)):
+        yield config, each
+    if case.name == "decode":
+        return
+    for direction, work in backward_launches(call, out, out, None, lse):
+        config = default(direction) if direction else Config(0, 0, 4, 1)
+        for each in launches_of(lambda work=work, config=config: work(config)):
+            yield config, each
+
+
+# --- Reading machine code ---
+
+
+def run_tool(*command: str | Path) -> str:
+    result = subprocess.run([str(x) for x in command], capture_output=True, text=True)
+    return result.stdout + result.stderr
+
+
+def read_cubin(found: Compiled, binary: bytes, ptx: str) -> None:
+    """Registers, spills and the innermost loop with matrix instructions, from the machine code."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, source = Path(folder, "k.cubin"), Path(folder, "k.ptx")
+        cubin.write_bytes(binary)
+        source.write_text(ptx)
+        os.environ["PATH"] = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
+        usage = run_tool(TOOLS / "cuobjdump", "-res-usage", cubin)
+        code = run_tool(TOOLS / "cuobjdump", "-sass", cubin)
+        target = re.search(r"\.target\s+(sm_\w+)", ptx)[1]
+        ptxas = TOOLS / ("ptxas-blackwell" if int(target[3:].rstrip("af")) >= 100 else "ptxas")
+        verbose = run_tool(ptxas, "-v", f"--gpu-name={target}", source, "-o", Path(folder, "o"))
+    found.registers = int(re.search(r"REG:(\d+)", usage)[1])
+    found.spills = sum(map(int, re.findall(r"(\d+) bytes spill", verbose)))
+    found.notes = "; ".join(
+        sorted(set(re.findall(r"\(C7\d+\)[^\n]*?(?= in the function|$)", verbose)))
+    )
+    lines = re.findall(
+        r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", code, re.M
+    )
+    places = {int(at, 16): i for i, (at, _, _) in enumerate(lines)}
+    loops = []
+    for i, (at, name, rest) in enumerate(lines):
+        to = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
+        if to and int(to[1], 16) < int(at, 16) and int(to[1], 16) in places:
+            body = [name for _, name, _ in lines[places[int(to[1], 16)] : i + 1]]
+            if any(re.match(MATRIX, name) for name in body):
+                loops.append(body)
+    # the longest loop without another: the one that does the most in a step
+    inner = min(loops, key=len, default=[])
+    found.loop = len(inner)
+    found.matrix = dict(Counter(name.split(".")[0] for name in inner if re.match(MATRIX, name)))
+
+
+def read_amd(found: Compiled, assembly: str) -> None:
+    """The same from an AMD kernel's own notes."""
+
+    def number(name: str) -> int:
+        match = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        return int(match[1]) if match else 0
+
+    found.registers = number("vgpr_count")
+    found.spills = number("vgpr_spill_count")
+    found.matrix = dict(Counter(re.findall(r"^\s+(v_mfma\w+)", assembly, re.M)))
+
+
+def compile_launch(found: Compiled, each: Launch) -> Compiled:
+    """Compile one launch and fill in what came of it."""
+    source, options = each.source()
+    if found.target.startswith("sm_"):
+        target = GPUTarget("cuda", int(found.target[3:]), 32)
+    else:
+        target = GPUTarget("hip", found.target, 64)
+    start = time.perf_counter()
+    try:
+        kernel = triton.compile(source, target=target, options=options)
+    except Exception as error:  # a compiler's failures have no common type
+        found.error = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+        return found
+    found.seconds = time.perf_counter() - start
+    found.shared = kernel.metadata.shared
+    if "cubin" in kernel.asm:
+        read_cubin(found, kernel.asm["cubin"], kernel.asm["ptx"])
+    else:
+        read_amd(found, kernel.asm["amdgcn"])
+    return found
+
+
+def compile_case(case: Case, dtype: str, dim: int, target: str) -> Iterator[Compiled]:
+    """Everything that the case launches."""
+    arch = 0 if target.startswith("gfx") else int(target[3:])
+    for config, each in work_of(case, DTYPES[dtype], dim, arch):
+        found = Compiled(each.kernel.__name__, case.name, target, dtype, dim, config)
+        yield compile_launch(found, each)
+
+
+# --- Command line ---
+
+
+def row_of(found: Compiled) -> str:
+    """One line of the table."""
+    config = found.config
+    shape = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}"
+    matrix = " ".join(f"{name} {n}" for name, n in found.matrix.items())
+    text = (
+        f"{found.case:16} {found.kernel:24} {found.target:7} {found.dtype:5} {found.dim:4}"
+        f" {shape:18} {found.registers:4} {found.spills:6} {found.shared:7} {found.loop:5} {matrix}"
+    )
+    return f"{text} {found.notes} {found.error}".rstrip()
+
+
+HEADER = (
+    f"{'case':16} {'kernel':24} {'target':7} {'dtype':5} {'dim':>4} {'tile':18} {'regs':>4}"
+    f" {'spills':>6} {'shared':>7} {'loop':>5} matrix instructions of the loop"
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; 1 if anything spills, does not fit or does not compile."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
+    parser.add_argument("--target", default=",".join(TARGETS), help="comma separated")
+    parser.add_argument("--only", default="", help="cases of exactly these names, comma separated")
+    parser.add_argument("--kernel", default="", help="kernels whose name contains this")
+    parser.add_argument("--dtype", default="bf16,f32", help="comma separated")
+    parser.add_argument("--dim", default="64,128", help="comma separated")
+    parser.add_argument("--json", type=Path, help="write the table here as well")
+    chosen = parser.parse_args(arguments)
+    names = chosen.only.split(",") if chosen.only else [case.name for case in CASES]
+    found: list[Compiled] = []
+    print(HEADER, flush=True)
+    for case in (case for case in CASES if case.name in names):
+        for target in chosen.target.split(","):
+            for dtype in chosen.dtype.split(","):
+                for dim in map(int, chosen.dim.split(",")):
+                    for row in compile_case(case, dtype, dim, target):
+                        found.append(row)
+                        print(row_of(row), flush=True)
+    bad = [row for row in found if not row.fits]
+    print(f"{len(found)} kernels, {len(bad)} that spill, do not fit or do not compile")
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""Every message, word for word: the argument's name, the rule, what came."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from common import Target
+
+import attn_kernels
+import attn_kernels.local
+from attn_kernels import (
+    Causal,
+    Full,
+    Local1d,
+    Local2d,
+    Relative,
+    attention,
+    causal_attention,
+    local_attention_2d,
+    relative_attention,
+    use_backend,
+)
+from attn_kernels.core import backends, geometry, validate
+
+Q = torch.zeros(2, 4, 6, 8)
+K = V = torch.zeros(2, 2, 6, 8)
+TABLE = torch.zeros(1, 5, 8)
+CANVAS = torch.zeros(2, 4, 2, 3, 8)
+BLOCKS = {"block": (2, 2), "halo": (1, 1)}
+
+
+def call(*tensors: Any, geometry: Any = Full(), score: Any = None, **options: Any) -> Callable:  # noqa: B008
+    """attention(), later, of q, k, v with the first of them replaced."""
+    options = {"backend": "reference"} | options
+    q, k, v = (*tensors, *(Q, K, V)[len(tensors) :])
+    return lambda: attention(q, k, v, geometry, score, **options)
+
+
+def score(geometry: Any = Causal(), **settings: Any) -> Callable:  # noqa: B008
+    return call(geometry=geometry, score=Relative(**({"rel_k": TABLE} | settings)))
+
+
+def canvas(*tensors: Any, **options: Any) -> Callable:
+    q, k, v = (*tensors, *(CANVAS,) * (3 - len(tensors)))
+    return lambda: local_attention_2d(q, k, v, **(BLOCKS | options), backend="reference")
+
+
+def zeros(*shape: int, **options: Any) -> torch.Tensor:
+    return torch.zeros(*shape, **options)
+
+
+LONG = torch.long
+DEVICE_META = {"device": "meta"}
+
+# fmt: off
+MESSAGES = [
+    # q, k, v
+    (call([1.0]), TypeError, "q must be a torch.Tensor, got list"),
+    (call(Q, None), TypeError, "k must be a torch.Tensor, got NoneType"),
+    (call(Q, K, 3), TypeError, "v must be a torch.Tensor, got int"),
+    (call(zeros(4, 6, 8)), ValueError, "q must have shape [batch, heads, length, dim], got [4, 6, 8]"),
+    (call(Q, zeros(2, 2, 6)), ValueError, "k must have shape [batch, heads, length, dim], got [2, 2, 6]"),
+    (call(Q, zeros(3, 2, 6, 8)), ValueError, "k must have shape [2, *, *, 8] like q, got [3, 2, 6, 8]"),
+    (call(Q, zeros(2, 2, 6, 4)), ValueError, "k must have shape [2, *, *, 8] like q, got [2, 2, 6, 4]"),
+    (call(Q, K, zeros(2, 2, 5, 8)), ValueError, "v must have shape [2, 2, 6, *] like k, got [2, 2, 5, 8]"),
+    (call(Q, K, zeros(2, 4, 6, 8)), ValueError, "v must have shape [2, 2, 6, *] like k, got [2, 4, 6, 8]"),
+    (call(Q, zeros(2, 0, 6, 8), zeros(2, 0, 6, 8)), ValueError,
+     "k must have heads if and only if q has, got 0 for 4 of q"),
+    (call(zeros(2, 0, 6, 8)), ValueError, "k must have heads if and only if q has, got 2 for 0 of q"),
+    (call(zeros(2, 3, 6, 8)), ValueError, "q's heads must be a multiple of k's heads, got 3 and 2"),
+    (call(zeros(2, 4, 6, 0), zeros(2, 2, 6, 0)), ValueError, "q and v must have a dim of at least 1, got 0 and 8"),
+    (call(Q, K, zeros(2, 2, 6, 0)), ValueError, "q and v must have a dim of at least 1, got 8 and 0"),
+    (call(Q.long(), K.long(), V.long()), ValueError, "q must be float32, float64, bfloat16 or float16, got int64"),
+    (call(Q, K.double()), ValueError, "k must have dtype float32 like q, got float64"),
+    (call(Q, K, V.bfloat16()), ValueError, "v must have dtype float32 like q, got bfloat16"),
+    (call(Q, K.to("meta")), ValueError, "k must be on device cpu like q, got meta"),
+    (call(Q, K, V.to("meta")), ValueError, "v must be on device cpu like q, got meta"),
+    # the other arguments
+    (call(geometry="causal"), TypeError,
+     "geometry must be a Geometry such as Full(), Causal() or Local1d(...), got str"),
+    (call(scale="1"), TypeError, "scale must be a float, got str"),
+    (call(scale=True), TypeError, "scale must be a float, got bool"),
+    (call(scale=torch.ones(())), TypeError, "scale must be a float, got Tensor"),
+    (call(key_lengths=[6, 6]), TypeError, "key_lengths must be an int tensor, got list"),
+    (call(key_lengths=zeros(2)), ValueError, "key_lengths must be int64 or int32, got float32"),
+    (call(key_lengths=zeros(3, dtype=LONG)), ValueError, "key_lengths must have shape [2], got [3]"),
+    (call(key_lengths=zeros(2, dtype=LONG, **DEVICE_META)), ValueError,
+     "key_lengths must be on device cpu like q, got meta"),
+    (call(query_offset=1.5), TypeError, "query_offset must be an int or int tensor, got float"),
+    (call(query_offset=True), TypeError, "query_offset must be an int or int tensor, got bool"),
+    (call(query_offset=zeros(2, dtype=torch.int16)), ValueError, "query_offset must be int64 or int32, got int16"),
+    (call(query_offset=zeros(2, 1, dtype=LONG)), ValueError, "query_offset must have shape [2], got [2, 1]"),
+    (call(query_offset=zeros(2, dtype=LONG, **DEVICE_META)), ValueError,
+     "query_offset must be on device cpu like q, got meta"),
+    # the score
+    (call(score=TABLE), TypeError, "score must be None or a Relative, got Tensor"),
+    (score(beyond="wrap"), ValueError, "beyond must be \"clip\" or \"zero\", got 'wrap'"),
+    (score(rel_scale="1"), TypeError, "rel_scale must be a float, got str"),
+    (score(rel_k=None), TypeError, "rel_k must be a torch.Tensor, got NoneType"),
+    (score(rel_k=zeros(5, 8)), ValueError, "rel_k must have shape [1 or 4, rows, 8], got [5, 8]"),
+    (score(rel_k=zeros(2, 5, 8)), ValueError, "rel_k must have shape [1 or 4, rows, 8], got [2, 5, 8]"),
+    (score(rel_k=zeros(1, 5, 4)), ValueError, "rel_k must have shape [1 or 4, rows, 8], got [1, 5, 4]"),
+    (score(rel_k=zeros(1, 0, 8)), ValueError, "rel_k must have at least one row, got 0"),
+    (score(rel_k=TABLE.double()), ValueError, "rel_k must have dtype float32 like q, got float64"),
+    (score(rel_k=TABLE.to("meta")), ValueError, "rel_k must be on device cpu like q, got meta"),
+    (score(Full(), rel_k=zeros(1, 6, 8)), ValueError, "rel_k must have an odd number of rows unless causal, got 6"),
+    (score(rel_v=[0]), TypeError, "rel_v must be a torch.Tensor, got list"),
+    (score(rel_v=zeros(1, 5, 7)), ValueError, "rel_v must have shape [1 or 4, rows, 8], got [1, 5, 7]"),
+    (score(rel_v=zeros(1, 4, 8)), ValueError, "rel_v must have 5 rows like rel_k, got 4"),
+    (score(rel_v=TABLE.half()), ValueError, "rel_v must have dtype float32 like q, got float16"),
+    (score(q_rel=1), TypeError, "q_rel must be a torch.Tensor, got int"),
+    (score(q_rel=K), ValueError, "q_rel must have shape [2, 4, 6, 8] like q, got [2, 2, 6, 8]"),
+    (score(q_rel=Q.double()), ValueError, "q_rel must have dtype float32 like q, got float64"),
+    (lambda: relative_attention(Q, K, V, TABLE, causal=1), TypeError, "causal must be a bool, got int"),
+    (lambda: relative_attention(Q, K, V, TABLE, causal=False, window=3), ValueError,
+     "window must be None unless causal, got 3"),
+    # the canvas
+    (canvas(None), TypeError, "q must be a torch.Tensor, got NoneType"),
+    (canvas(CANVAS, CANVAS, "v"), TypeError, "v must be a torch.Tensor, got str"),
+    (canvas(Q), ValueError, "q must have shape [batch, heads, rows, cols, dim], got [2, 4, 6, 8]"),
+    (canvas(CANVAS, K), ValueError, "k must have shape [batch, heads, rows, cols, dim], got [2, 2, 6, 8]"),
+    (canvas(CANVAS, CANVAS.transpose(2, 3)), ValueError, "k must have the canvas [2, 3] of q, got [3, 2]"),
+    (canvas(CANVAS, CANVAS, zeros(2, 4, 2, 4, 8)), ValueError, "v must have the canvas [2, 3] of q, got [2, 4]"),
+    (canvas(query_offset=0), ValueError, "query_offset must be None under Local2d, got 0"),
+    (call(geometry=Local2d((2, 4), (2, 2), (1, 1))), ValueError,
+     "q must have length rows * cols = 2 * 4 = 8 under Local2d, got 6"),
+    (call(Q, zeros(2, 2, 7, 8), zeros(2, 2, 7, 8), geometry=Local2d((2, 3), (2, 2), (1, 1))), ValueError,
+     "k must have length rows * cols = 2 * 3 = 6 under Local2d, got 7"),
+    (score(Local2d((2, 3), (2, 2), (1, 1))), NotImplementedError,
+     "score: two-dimensional relative terms do not exist yet, got one"),
+    # geometries
+    (lambda: Causal(1.5), TypeError, "Causal: window must be an int, got float"),
+    (lambda: Causal(True), TypeError, "Causal: window must be an int, got bool"),
+    (lambda: Causal(0), ValueError, "Causal: window must be at least 1, got 0"),
+    (lambda: Local1d(0, 4), ValueError, "Local1d: block must be at least 1, got 0"),
+    (lambda: Local1d(4, -1), ValueError, "Local1d: look_back must be at least 0, got -1"),
+    (lambda: Local1d(4, 4, "8"), TypeError, "Local1d: look_ahead must be an int, got str"),
+    (lambda: Local1d(4, 4, 1), ValueError, "Local1d: look_ahead must be 0 if causal, got 1"),
+    (lambda: Local1d(4, 4, causal=1), TypeError, "Local1d: causal must be a bool, got int"),
+    (lambda: Local2d([4, 4], (2, 2), (1, 1)), TypeError, "Local2d: grid must be a tuple of two ints, got [4, 4]"),
+    (lambda: Local2d((4, 4), 2, (1, 1)), TypeError, "Local2d: block must be a tuple of two ints, got 2"),
+    (lambda: Local2d((4, 4), (2, 2), (1,)), TypeError, "Local2d: halo must be a tuple of two ints, got (1,)"),
+    (lambda: Local2d((4, -1), (2, 2), (1, 1)), ValueError, "Local2d: grid must be at least 0, got -1"),
+    (lambda: Local2d((4, 4), (0, 2), (1, 1)), ValueError, "Local2d: block must be at least 1, got 0"),
+    (lambda: Local2d((4, 4), (2, 2), (1, 1.0)), TypeError, "Local2d: halo must be an int, got float"),
+    (lambda: Local2d((4, 4), (2, 2), (1, 1), "no"), TypeError, "Local2d: causal must be a bool, got str"),
+    (lambda: list(Local2d((4, 4), (2, 2), (1, 1)).key_runs(3, 5, 16)), ValueError,
+     "Local2d: [3, 5) must lie inside one block"),
+    # backends
+    (call(backend="tpu"), ValueError, "backend must be one of cpu, triton, cuda, reference or None, got 'tpu'"),
+    (lambda: use_backend("tpu").__enter__(), ValueError,
+     "backend must be one of cpu, triton, cuda, reference or None, got 'tpu'"),
+    (call(backend="triton"), RuntimeError, 'backend="triton" is not available: not part of this release'),
+    (call(backend="cuda"), RuntimeError, 'backend="cuda" is not available: not part of this release'),
+]
+# fmt: on
+
+
+def message_id(value: Any) -> str | None:
+    return value[:60] if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize(("wrong_call", "kind", "text"), MESSAGES, ids=message_id)
+def test_message(wrong_call: Callable, kind: type[Exception], text: str) -> None:
+    """The exception's type, and its text to the letter."""
+    with pytest.raises(kind) as error:
+        wrong_call()
+    assert type(error.value) is kind
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize(
+    "module", [validate, geometry, attn_kernels.local], ids=lambda m: m.__name__
+)
+def test_every_message_is_in_the_table(module: ModuleType) -> None:
+    """Whoever adds a `raise` adds a line above: each one is where some call of the table ends."""
+    reached = set()
+    for wrong_call, kind, _ in MESSAGES:
+        with pytest.raises(kind) as error:
+            wrong_call()
+        last = traceback.extract_tb(error.value.__traceback__)[-1]
+        if Path(last.filename) == Path(module.__file__):
+            reached.add(last.lineno)
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            lines = range(node.lineno, node.end_lineno + 1)
+            assert reached.intersection(lines), f"{module.__name__}:{node.lineno} has no test"
+
+
+def test_head_dim_limit(fused: Target) -> None:
+    """What the kernels cannot do is NotImplementedError, with the limit, and no fallback."""
+    wide = zeros(1, 1, 4, 513)
+    for tensors in ((wide, wide, zeros(1, 1, 4, 8)), (Q[:1, :1], K[:1, :1], zeros(1, 1, 6, 513))):
+        with pytest.raises(NotImplementedError) as error:
+            call(*tensors, backend="cpu")()
+        text = 'backend="cpu" cannot run this: head dim is at most 512, got 513'
+        assert str(error.value) == text
+
+
+def test_wrong_device(fused: Target) -> None:
+    """The CPU kernels say where the inputs are."""
+    tensors = (x.to("meta") for x in (Q, K, V))
+    with pytest.raises(NotImplementedError) as error:
+        call(*tensors, backend="cpu")()
+    assert str(error.value) == 'backend="cpu" cannot run this: inputs are on meta'
+
+
+def test_falling_back_warns_once(fused: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """backend=None may choose the reference, and says so, with the reason, the first time."""
+    monkeypatch.setattr(backends, "_warned", set())
+    wide = zeros(1, 1, 4, 600)
+    text = (
+        "attn_kernels uses the dense reference, O(Lq * Lk) memory: head dim is at most 512, got 600"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as caught:
+        causal_attention(wide, wide, wide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        causal_attention(wide, wide, wide)
+    assert caught[0].filename == __file__
+
+
+def library_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> backends.CpuLibrary:
+    """The library as it loads where the package lies in `folder`."""
+    (folder / "core").mkdir()
+    monkeypatch.setattr(backends, "__file__", str(folder / "core" / "backends.py"))
+    library = backends.CpuLibrary()
+    monkeypatch.setattr(backends, "cpu_library", library)
+    return library
+
+
+def test_extension_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extension: the command that builds it, from every way to ask."""
+    library = library_in(tmp_path, monkeypatch)
+    reason = "the C++ extension is not built: run `pip install --no-build-isolation .`"
+    assert library.error() == reason
+    assert backends.backends()["cpu"] == backends.Backend("cpu", False, reason)
+    with pytest.raises(RuntimeError) as error:
+        call(backend="cpu")()
+    assert str(error.value) == f'backend="cpu" is not available: {reason}'
+    monkeypatch.setattr(backends, "_warned", set())
+    text = f"attn_kernels uses the dense reference, O(Lq * Lk) memory: {reason}"
+    with pytest.warns(UserWarning, match=f"^{re.escape(text)}$"):
+        call(backend=None)()
+
+
+def test_extension_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that the loader refuses: the loader's reason and the command that rebuilds it."""
+    (tmp_path / "_C.abi3.so").write_text("not a library")
+    error = library_in(tmp_path, monkeypatch).error()
+    assert error.startswith("the C++ extension does not load (")
+    assert "_C.abi3.so" in error
+    assert error.endswith("): run `pip install --no-build-isolation .`")
+
+
+def test_unknown_instruction_set(fused: Target) -> None:
+    """An instruction set that this CPU lacks is an error that names those it has."""
+    library = backends.cpu_library
+    before = library.isa
+    with pytest.raises(RuntimeError) as error:
+        library.use_isa("sse9")
+    found = ",".join(library.isas)
+    assert str(error.value) == (
+        f"ATTN_KERNELS_ISA=sse9 is not available on this CPU, which has: {found}"
+    )
+    library.use_isa("")
+    assert library.isa == before

@@ -1,0 +1,37 @@
+"""Local attention on a canvas: a query sees its block and a halo of rows and columns around it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from common import Inputs, Variant
+from operation_checks import TwoDimensional
+
+from attn_kernels import Local2d, local_attention_2d
+
+
+def variant(block: tuple[int, int], halo: tuple[int, int], causal: bool) -> Variant:
+    def call(x: Inputs, **options: Any) -> Any:
+        return local_attention_2d(x.q, x.k, x.v, block=block, halo=halo, causal=causal, **options)
+
+    name = "-".join(["x".join(map(str, pair)) for pair in (block, halo)])
+    name = f"{name}-{'causal' if causal else 'both'}"
+    return Variant(name, call, lambda grid: Local2d(grid, block, halo, causal))
+
+
+class TestLocal2d(TwoDimensional):
+    variants: ClassVar = [
+        variant(block, halo, causal)
+        for block, halo in (
+            ((4, 4), (2, 2)),
+            ((3, 5), (1, 4)),  # hh != hw
+            ((5, 3), (7, 0)),  # no columns beside the block
+            ((2, 2), (0, 3)),  # no rows above it, and hw > bw
+            ((8, 8), (4, 4)),
+            ((1, 1), (2, 1)),
+            ((16, 16), (1, 1)),  # larger than most canvases; a block of four tiles
+            ((9, 11), (0, 0)),  # a block of more than one tile, with a remainder
+        )
+        for causal in (False, True)
+    ]
+    few: ClassVar = [variants[2], variants[3]]
