@@ -46,7 +46,7 @@ struct FewRows {
 
   ATTN_INLINE void fetch_ahead(int64_t row) const {
     for (int64_t i = 0; i < ahead_bytes; i += 64)
-      __builtin_prefetch(ahead + row * ahead_stride + i);
+      __builtin_prefetch(ahead + row * ahead_stride + i, 0, 2);
   }
 };
 
