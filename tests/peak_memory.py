@@ -51,5 +51,5 @@ def measure(variants: list[Variant], dimensions: int, backend: str) -> dict[int,
 if __name__ == "__main__":
     module, class_name, backend_name = sys.argv[1:]
     tests = getattr(importlib.import_module(module), class_name)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     print(json.dumps(measure(tests.few, tests.dimensions, backend_name)))

@@ -160,7 +160,6 @@ MESSAGES = [
     (call(backend="tpu"), ValueError, "backend must be one of cpu, triton, cuda, reference or None, got 'tpu'"),
     (lambda: use_backend("tpu").__enter__(), ValueError,
      "backend must be one of cpu, triton, cuda, reference or None, got 'tpu'"),
-    (call(backend="triton"), RuntimeError, 'backend="triton" is not available: not part of this release'),
     (call(backend="cuda"), RuntimeError, 'backend="cuda" is not available: not part of this release'),
 ]
 # fmt: on

@@ -71,5 +71,5 @@ def test_errors_are_those_of_attention() -> None:
     """The same rules, the same messages."""
     with pytest.raises(ValueError, match=r"^k must have shape \[2, \*, \*, 8\] like q"):
         explain(Q, K[:1], V)
-    with pytest.raises(RuntimeError, match='^backend="triton" is not available'):
-        explain(Q, K, V, backend="triton")
+    with pytest.raises(RuntimeError, match=r'^backend="cuda" is not available'):
+        explain(Q, K, V, backend="cuda")

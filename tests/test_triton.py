@@ -27,8 +27,8 @@ SMALL = [
 
 
 def test_interpreted() -> None:
-    """Everything in tests/triton/interpreted.py."""
-    path = Path(__file__).parent / "triton" / "interpreted.py"
+    """Everything in tests/triton_kernels/interpreted.py."""
+    path = Path(__file__).parent / "triton_kernels" / "interpreted.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -41,7 +41,7 @@ def attention(
         query_offset: query i stands at position i + query_offset; an int or an int tensor [B].
             Default Lk - Lq: the last query sees the last key.
         return_lse: also return lse, [B, H, Lq], float32 (float64 for float64), differentiable.
-        backend: "cpu" or "reference"; None chooses, and explain() tells why.
+        backend: "cpu", "triton" or "reference"; None chooses, and explain() tells why.
 
     Returns:
         out [B, H, Lq, Dv] in q's dtype. A query that sees no key gives 0, and lse -inf.

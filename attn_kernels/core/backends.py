@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 REFERENCE = "reference"
 NAMES = ("cpu", "triton", "cuda", REFERENCE)
 MAX_HEAD_DIM = 512
+MAX_TRITON_HEAD_DIM = 256
 BUILD_COMMAND = "pip install --no-build-isolation ."
 
 
@@ -90,6 +93,18 @@ class CpuLibrary:
 cpu_library = CpuLibrary()
 
 
+@cache
+def triton_error() -> str:
+    """Why the Triton backend cannot run on this machine, or ""."""
+    if find_spec("triton") is None:
+        return "triton is not installed: run `pip install triton`"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return f"it needs compute capability 8.0, got {torch.cuda.get_device_name()}"
+    return ""
+
+
 def status(name: str) -> Backend:
     """One backend's status on this machine, whatever the inputs."""
     if name == REFERENCE:
@@ -100,6 +115,9 @@ def status(name: str) -> Backend:
             return Backend(name, False, error)
         found = f"{cpu_library.isa} (this CPU has: {', '.join(cpu_library.isas)})"
         return Backend(name, True, detail=found)
+    if name == "triton":
+        error = triton_error()
+        return Backend(name, not error, error, "" if error else torch.cuda.get_device_name())
     return Backend(name, False, "not part of this release")
 
 
@@ -112,6 +130,8 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
     """The reason why `name` cannot run these inputs, or None."""
     if name == REFERENCE:
         return None
+    if name == "triton":
+        return triton_error() or triton_limit(q, v)
     if name != "cpu":
         return status(name).reason
     if q.device.type != "cpu":
@@ -119,6 +139,17 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
     if max(q.shape[3], v.shape[3]) > MAX_HEAD_DIM:
         return f"head dim is at most {MAX_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
     return cpu_library.error() or None
+
+
+def triton_limit(q: Tensor, v: Tensor) -> str | None:
+    """The reason why these inputs are beyond the Triton kernels, or None."""
+    if q.device.type != "cuda":
+        return f"inputs are on {q.device}"
+    if q.dtype == torch.float64:
+        return "it has no float64"
+    if max(q.shape[3], v.shape[3]) > MAX_TRITON_HEAD_DIM:
+        return f"head dim is at most {MAX_TRITON_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
+    return None
 
 
 def require(name: str, q: Tensor, v: Tensor) -> None:
@@ -156,9 +187,10 @@ def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
     if explicit is not None:
         require(explicit, q, v)
         return explicit, "requested" if requested else "set by use_backend"
-    reason = can_run("cpu", q, v)
+    native = "triton" if q.device.type == "cuda" else "cpu"
+    reason = can_run(native, q, v)
     if reason is None:
-        return "cpu", "inputs are on the CPU"
+        return native, f"inputs are on {'a GPU' if native == 'triton' else 'the CPU'}"
     if q.device.type == "cpu" and reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(

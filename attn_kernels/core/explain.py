@@ -83,7 +83,10 @@ def explain(
             products, back_products = products + v_dim, back_products + 2 * v_dim
         tensors += [x for x in (score.rel_k, score.rel_v, score.q_rel) if x is not None]
 
-    plan = dense_plan(q, k_len) if name == REFERENCE else cpu_plan(q, k, v, geometry, score)
+    if name == "triton":
+        plan = triton_plan(q, k, score)
+    else:
+        plan = dense_plan(q, k_len) if name == REFERENCE else cpu_plan(q, k, v, geometry, score)
     return Explanation(
         backend=name,
         reason=reason,
@@ -106,6 +109,20 @@ def dense_plan(q: Tensor, k_len: int) -> dict[str, int | str]:
         "query_chunks": 1,
         "forward_memory": 2 * logits,
         "backward_memory": 4 * logits,
+    }
+
+
+def triton_plan(q: Tensor, k: Tensor, score: Relative | None) -> dict[str, int | str]:
+    """The buffers that triton/launch_backward.py allocates; those of split keys are left out."""
+    row = 4 * q.shape[0] * q.shape[1] * q.shape[2]
+    clipped = score is not None and score.beyond == "clip"
+    return {
+        "detail": torch.cuda.get_device_name(q.device),
+        "tile": 0,
+        "key_splits": 1,
+        "query_chunks": 1,
+        "forward_memory": 0,
+        "backward_memory": row * (9 if clipped else 1),
     }
 
 

@@ -55,6 +55,24 @@ def _(grad_out: Any, grad_lse: Any, out: Any, lse: Any, *args: Any) -> tuple[Ten
     return (*(empty_in_layout(x, x.shape[-1]) for x in (q, k, v)), *tables, grad_q_rel)
 
 
+# --- GPUs ---
+
+
+def _register_triton(name: str) -> None:
+    """CPU implementations come from csrc/bindings.cpp; Triton is imported by the first call."""
+
+    def call(*args: Any) -> Any:
+        from .. import triton
+
+        return getattr(triton, name)(*args)
+
+    _lib.impl(name, call, "CUDA")
+
+
+_register_triton("fwd")
+_register_triton("bwd")
+
+
 # --- Autograd ---
 
 
@@ -87,8 +105,8 @@ torch.library.register_autograd("attn_kernels::fwd", _backward, setup_context=_s
 torch.library.register_autograd("attn_kernels::bwd", _double_backward, lib=_lib)
 
 
-# torch.func's transforms take a Function and no operator with a derivative of its own. Both operators
-# have one: a gradient that torch.func takes is always prepared for a second one.
+# torch.func's transforms take a Function, not an operator with a derivative of its own. Both
+# operators have one: a gradient that torch.func takes is always prepared for a second one.
 
 
 class _Backward(torch.autograd.Function):

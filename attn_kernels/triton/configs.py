@@ -2,8 +2,8 @@
 
 The rows were chosen from machine code, not from time: the largest tiles that compile without spills
 and fit shared memory on every architecture named (`python -m benchmarks.compiled`, triton 3.6.0).
-ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest in
-~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
+ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest
+in ~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Config:
 class Kind:
     """What decides a configuration; lengths are rounded, so that it is chosen rarely.
 
-    direction: one of DIRECTIONS. rows: query rows of a tile's home (a block, a sequence), at most 128.
+    direction: one of DIRECTIONS. rows: of a tile's home (a block, a sequence of queries or, for
+    grad_kv, of keys), at most 128.
     """
 
     direction: str
@@ -51,6 +52,7 @@ class Kind:
     relative: bool
     values: bool  # rel_v as well
     rows: int
+    grouped: bool = False  # grad_kv loops over the heads of a group
 
 
 def arch_of(device: torch.device) -> int:
@@ -97,10 +99,15 @@ def fits(kind: Kind, config: Config) -> bool:
 def candidates(kind: Kind) -> list[Config]:
     """Configurations to choose from, the default first."""
     rows = DEFAULTS[kind.direction](kind)
-    rows = [replace(row, block_q=min(row.block_q, max(16, kind.rows))) for row in rows]
-    if kind.direction in ("forward", "grad_q"):
-        # few rows: fewer warps, or some have nothing to do
-        rows = [replace(r, num_warps=min(r.num_warps, max(4, r.block_q // 16))) for r in rows]
+    # a tile is no larger than its home; and a warp takes 16 rows of it, or two do the same work
+    home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
+    if kind.direction != "grad_table":
+        rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
+    if kind.relative:
+        rows = [replace(row, block_q=min(row.block_q, row.block_k)) for row in rows]
+    rows = [
+        replace(row, num_warps=min(row.num_warps, max(4, getattr(row, home) // 16))) for row in rows
+    ]
     fitting = [row for row in dict.fromkeys(rows) if fits(kind, row)]
     return fitting or [smallest(kind)]
 
@@ -116,31 +123,31 @@ def smallest(kind: Kind) -> Config:
 
 def forward_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
-        block = 64 if kind.dim <= 64 else 32
+        block = 64 if kind.dim <= 64 and not kind.relative else 32
         return [Config(block, block, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+    if kind.dim > 128:
+        return [Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+    if kind.values or (kind.relative and kind.arch < 90):
+        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
     if kind.relative:
-        if kind.dim <= 64:
-            return [Config(64, 64, 4, 2), Config(64, 64, 8, 2), Config(32, 32, 4, 2)]
-        if kind.dim <= 128:
-            return [Config(64, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 64, 8, 1),
-                    Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        return [Config(64, 64, 8, 1), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+        return [Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(32, 64, 4, 2),
+                Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+    if kind.rows < 128:
+        return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
+                Config(64, 32, 4, 2)]  # fmt: skip
     if kind.dim <= 64:
         return [Config(128, 128, 8, 3), Config(128, 64, 4, 3), Config(128, 64, 4, 2),
                 Config(64, 64, 4, 3), Config(64, 64, 4, 2)]  # fmt: skip
-    if kind.dim <= 128:
-        return [Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 64, 8, 2),
-                Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
-    return [Config(64, 64, 8, 2), Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
+    return [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
+            Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
-        return [Config(32, 32, 4, 1)]
+        return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        if kind.dim <= 64:
-            return [Config(64, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 32, 4, 2)]
-        return [Config(64, 64, 8, 1), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2),
+                Config(32, 32, 4, 1)]  # fmt: skip
     if kind.dim <= 128:
         return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -148,21 +155,29 @@ def grad_q_rows(kind: Kind) -> list[Config]:
 
 def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
-        return [Config(32, 32, 4, 1)]
+        return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        if kind.dim <= 128:
-            return [Config(64, 64, 8, 2), Config(64, 64, 8, 1), Config(32, 32, 4, 2),
-                    Config(32, 32, 4, 1)]  # fmt: skip
-        return [Config(32, 32, 4, 1)]
+        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
+        first = Config(32, 64, 4, 2) if wide else Config(32, 32, 4, 2)
+        return [first, Config(64, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if kind.dim <= 64:
-        return [Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
+        wide = Config(64, 128, 8, 2)
+        narrow = Config(32, 128, 8, 2)
+        first = [narrow, wide] if kind.grouped else [wide, narrow]
+        if kind.arch == 0:
+            return [Config(64, 64, 4, 2), *first]
+        return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
-        return [Config(64, 128, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 4, 2)]
-    return [Config(32, 64, 8, 1), Config(32, 32, 4, 1)]
+        return [Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(64, 128, 8, 2)]
+    return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
 
 
 def grad_table_rows(kind: Kind) -> list[Config]:
-    return grad_kv_rows(replace(kind, relative=True))
+    if kind.element_size == 4 or kind.dim > 128 or kind.values:
+        return [Config(16, 16, 4, 1)]
+    if kind.dim <= 64 and kind.arch == 90:
+        return [Config(16, 64, 4, 2), Config(32, 64, 4, 2), Config(16, 32, 4, 2)]
+    return [Config(16, 16, 4, 2), Config(16, 32, 4, 2), Config(32, 64, 4, 2), Config(16, 16, 4, 1)]
 
 
 DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
@@ -173,7 +188,7 @@ DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
 }
 
 
-# --- Search ------------------------------------------------------------------------------------------
+# --- Search ---
 
 
 def cache_path() -> Path:

@@ -6,8 +6,16 @@ import triton
 import triton.language as tl
 
 from .geometry import key_position, query_tile
-from .score import band_term, beyond_sums, edge_product, edge_row, load_rows, rotate, store_rows
-from .score import in_current, table_chunk
+from .score import (
+    band_term,
+    edge_product,
+    edge_row,
+    in_current,
+    load_rows,
+    rotate,
+    store_rows,
+    table_chunk,
+)
 from .softmax import LN_2, LOG2_E, softmax_finish, softmax_step
 
 NO_SPECIALIZATION = ("q_len", "k_len", "query_offset", "n_tiles", "n_rows")
@@ -33,6 +41,26 @@ def entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr):
     return k_len, tl.cast(query_offset, tl.int64)
 
 
+@triton.constexpr_function
+def has_low(geometry):
+    """Whether spans have a start."""
+    return geometry in ("window", "local_1d", "local_1d_causal")
+
+
+@triton.constexpr_function
+def phase_exists(phase, geometry, rel, causal):
+    """Phases of key_phases that may hold keys."""
+    if rel == "none":
+        return phase in (2, 4) or (phase == 0 and has_low(geometry))
+    return phase in (1, 2) or (phase == 3 and not causal)
+
+
+@triton.constexpr_function
+def phase_masked(phase, geometry, rel):
+    """Phases of key_phases whose pairs are not all visible."""
+    return phase in (0, 4) if rel == "none" else phase != 1 or has_low(geometry)
+
+
 @triton.jit
 def key_phases(
     start, stop, full_start, full_stop, first, centre, n_rows,
@@ -40,30 +68,30 @@ def key_phases(
 ):  # fmt: skip
     """Cuts the keys [start, stop) in whole steps of BLOCK_K where the loop's body changes.
 
-    0 masked | 1 far below the table | 2 within its reach | 3 far above | 4 masked. Phases 0, 1, 3 are
-    empty where geometry or score have no use for them.
+    Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
+    reach: 1 far below | 2 within | 3 far above; each body once, as they are large: a second copy of
+    the band's costs 40 registers (sm_90), and ptxas then serialises the products.
     """
-    begin = start
-    if GEOMETRY == "window" or GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
-        steps = (tl.maximum(full_start - start, 0) + BLOCK_K - 1) // BLOCK_K
-        begin = tl.minimum(start + steps * BLOCK_K, stop)
-    end = begin + tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_K * BLOCK_K
-    far_end = begin
-    high_begin = end
-    if REL != "none":
-        # keys before far_stop have an offset at which every row uses the first row, or nothing
+    if REL == "none":
+        begin = start
+        if phase_exists(0, GEOMETRY, REL, True):
+            steps = (tl.maximum(full_start - start, 0) + BLOCK_K - 1) // BLOCK_K
+            begin = tl.minimum(start + steps * BLOCK_K, stop)
+        full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_K * BLOCK_K
+        return start, begin, begin, begin + full, begin + full, stop
+    else:
+        # keys before far_stop are before the table for every row; strictly, as its first row is
+        # left to grad_table.py
         far_stop = first - centre
-        high_start = first + BLOCK_Q - 1 + n_rows - centre
-        if REL == "clip":
-            far_stop += 1
-            high_start -= 1
-        far = tl.minimum(tl.maximum(far_stop - begin, 0), end - begin).to(tl.int32)
-        far_end = begin + far // BLOCK_K * BLOCK_K
+        far = tl.minimum(tl.maximum(far_stop - start, 0), stop - start).to(tl.int32)
+        far_end = start + far // BLOCK_K * BLOCK_K
+        high_begin = stop
         if GEOMETRY == "full" or GEOMETRY == "local_1d":
-            near = tl.minimum(tl.maximum(high_start - begin, 0), end - begin).to(tl.int32)
-            high_begin = begin + (near + BLOCK_K - 1) // BLOCK_K * BLOCK_K
-            high_begin = tl.maximum(tl.minimum(high_begin, end), far_end)
-    return start, begin, far_end, high_begin, end, stop
+            high_start = first + BLOCK_Q - 1 + n_rows - centre
+            near = tl.minimum(tl.maximum(high_start - start, 0), stop - start).to(tl.int32)
+            high_begin = tl.minimum(start + (near + BLOCK_K - 1) // BLOCK_K * BLOCK_K, stop)
+            high_begin = tl.maximum(high_begin, far_end)
+        return start, start, far_end, high_begin, stop, stop
 
 
 @triton.jit
@@ -79,23 +107,19 @@ def split_keys(start, stop, split, n_splits, BLOCK_K: tl.constexpr):
 def attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
     out_ptr, lse_ptr,
-    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh, stride_vs,
-    stride_rb, stride_rh, stride_rs, stride_ob, stride_oh, stride_os,
-    stride_rel_kh, stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split,
-    heads, group, q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale,
-    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
-    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
+    stride_vs, stride_rb, stride_rh, stride_rs, stride_ob, stride_oh, stride_os, stride_rel_kh,
+    stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split, heads, group,
+    q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM:
+    tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED:
+    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q:
+    tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, and one part of its keys if SPLIT.
 
-    PACKED: a tile holds all heads of a group, so few queries still fill it. FOLDED: one positive scale
-    for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
+    PACKED: a tile holds all heads of a group, so few queries still fill it. FOLDED: one positive
+    scale for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
     """
-    HAS_LOW: tl.constexpr = (
-        GEOMETRY == "window" or GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal"
-    )
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     tile = tl.program_id(0) % n_tiles
     if CAUSAL:
@@ -113,11 +137,12 @@ def attention_fwd_kernel(
     factor = scale if FOLDED else 1.0
 
     k_end, offset = entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr)
-    (
-        index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, boxes
-    ) = query_tile(tile, q_len, k_end, offset, extent, group, GEOMETRY, PACKED, BLOCK_Q)  # fmt: skip
+    (index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, boxes) = (
+        query_tile(tile, q_len, k_end, offset, extent, group, GEOMETRY, PACKED, BLOCK_Q)
+    )
     if SPLIT:
         start, stop = split_keys(start, stop, tl.program_id(1), tl.num_programs(1), BLOCK_K)
+        high = tl.minimum(high, stop)
 
     q_ptr += batch * stride_qb + head * stride_qh
     k_ptr += batch * stride_kb + k_head * stride_kh
@@ -153,18 +178,8 @@ def attention_fwd_kernel(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
     for phase in tl.static_range(5):
-        MASKED: tl.constexpr = phase == 0 or phase == 4
-        FAR: tl.constexpr = phase == 1 or phase == 3
-        BAND: tl.constexpr = REL != "none" and not FAR
-        EXISTS: tl.constexpr = (
-            (phase == 2 or phase == 4)
-            or (phase == 0 and HAS_LOW)
-            or (phase == 1 and REL != "none")
-            or (phase == 3 and HAS_HIGH)
-        )
-        if EXISTS:
-            # phase 4 goes on where phase 2 ended, unless phase 3 may lie between
-            if BAND and (phase != 4 or HAS_HIGH):
+        if phase_exists(phase, GEOMETRY, REL, CAUSAL):
+            if phase == 2 and REL != "none":
                 row = bounds[phase] - first + centre - BLOCK_K
                 chunk = table_chunk(
                     rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
@@ -173,11 +188,19 @@ def attention_fwd_kernel(
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 numbers = number + tl.arange(0, BLOCK_K)
                 key = key_position(numbers, boxes, extent, GEOMETRY)
-                k = load_rows(k_ptr, stride_ks, key, numbers < stop, DIM, BLOCK_D, MASKED)
+                k = load_rows(
+                    k_ptr,
+                    stride_ks,
+                    key,
+                    numbers < stop,
+                    DIM,
+                    BLOCK_D,
+                    phase_masked(phase, GEOMETRY, REL),
+                )
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
                 if not FOLDED:
                     logits *= scale
-                if BAND:
+                if phase == 2 and REL != "none":
                     row = number - first + centre
                     chunk = table_chunk(
                         rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
@@ -186,18 +209,26 @@ def attention_fwd_kernel(
                     term = band_term(previous, current, shift[:, None], False, BLOCK_Q, BLOCK_K)
                     logits += term if FOLDED else term * rel_scale
                     previous = current
-                if FAR and REL == "clip":
+                if (phase == 1 or phase == 3) and REL == "clip":
                     edge = edge_low if phase == 1 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]
-                if MASKED:
-                    seen = (numbers[None, :] < high[:, None]) & (numbers < stop)[None, :]
-                    if HAS_LOW:
+                if phase_masked(phase, GEOMETRY, REL):
+                    seen = numbers[None, :] < high[:, None]
+                    if has_low(GEOMETRY):
                         seen = seen & (numbers[None, :] >= low[:, None])
                     logits = tl.where(seen, logits, float("-inf"))
                 weights, rescale, row_max, row_sum = softmax_step(
-                    logits, row_max, row_sum, factor, MASKED
+                    logits, row_max, row_sum, factor, phase_masked(phase, GEOMETRY, REL)
                 )
-                v = load_rows(v_ptr, stride_vs, key, numbers < stop, V_DIM, BLOCK_DV, MASKED)
+                v = load_rows(
+                    v_ptr,
+                    stride_vs,
+                    key,
+                    numbers < stop,
+                    V_DIM,
+                    BLOCK_DV,
+                    phase_masked(phase, GEOMETRY, REL),
+                )
                 acc *= rescale[:, None]
                 acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
                 if rel_v_ptr is not None:
@@ -207,7 +238,7 @@ def attention_fwd_kernel(
                         far_low += tl.sum(weights, 1)
                     if phase == 3:
                         far_high += tl.sum(weights, 1)
-                    if BAND:
+                    if phase == 2 and REL != "none":
                         sheared = rotate(
                             weights.to(v.dtype), shift[:, None], 1, False, BLOCK_Q, BLOCK_K
                         )

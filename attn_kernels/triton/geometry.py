@@ -1,9 +1,11 @@
-"""Geometries in Triton: which keys a tile of queries visits, which queries a tile of keys, who sees whom.
+"""Geometries in Triton: which keys a tile of queries visits, which queries a tile of keys, who sees
+whom.
 
-The rules are those of core/geometry.py and csrc/geometry.h; tests/triton holds them together. Keys of
-a query tile are numbered: by position in one dimension, in the order they are gathered on a canvas. In
-that order every query sees one span of keys and spans only move forward, so two comparisons are the
-only mask there is. Numbers are int32; positions are int64, as a query's offset may be anything.
+The rules are those of core/geometry.py and csrc/geometry.h; tests/triton_kernels holds them together. Keys
+of a query tile are numbered: by position in one dimension, in the order they are gathered on a
+canvas. In that order every query sees one span of keys and spans only move forward, so two
+comparisons are the only mask there is. Numbers are int32; positions are int64, as a query's offset
+may be anything.
 
 GEOMETRY is a geometry's name, with what a mask must know at compile time: see `kind`.
 """
@@ -68,7 +70,7 @@ def floor_div(x, y):
     return tl.where(x >= 0, x // y, -((y - 1 - x) // y))
 
 
-# --- One dimension -----------------------------------------------------------------------------------
+# --- One dimension ---
 
 
 @triton.jit
@@ -137,7 +139,7 @@ def query_range(key_start, key_stop, offset, q_len, extent, GEOMETRY: tl.constex
     return start, stop, full_start, full_stop
 
 
-# --- A canvas ----------------------------------------------------------------------------------------
+# --- A canvas ---
 
 
 @triton.jit
@@ -205,10 +207,12 @@ def key_position(n, boxes, extent, GEOMETRY: tl.constexpr):
 
 @triton.jit
 def key_cell(tile, k_len, extent, GEOMETRY: tl.constexpr, BLOCK_K: tl.constexpr):
-    """A tile of keys on a canvas: (box of its cell, first key in it, box of the queries that see it).
+    """A tile of keys on a canvas: (box of its cell, first key in it, box of the queries that see
+    it).
 
-    Cells are blocks shifted by the halo. Where twice the halo is a multiple of the block, all keys of
-    a cell are then seen by the same queries; without the shift a block's corners have different ones.
+    Cells are blocks shifted by the halo. Where twice the halo is a multiple of the block, all keys
+    of a cell are then seen by the same queries; without the shift a block's corners have different
+    ones.
     """
     rows, cols, block_rows, block_cols, halo_rows, halo_cols = extent
     shift_rows = (block_rows - halo_rows % block_rows) % block_rows
@@ -262,7 +266,7 @@ def canvas_visible(q_pos, k_pos, extent, GEOMETRY: tl.constexpr):
     return seen
 
 
-# --- A tile of queries, whatever the geometry --------------------------------------------------------
+# --- A tile of queries, whatever the geometry ---
 
 
 @triton.jit

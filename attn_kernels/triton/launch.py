@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -21,6 +22,11 @@ FEW_QUERIES = 64  # rows of a key head up to which keys are split
 def contiguous_last(x: Tensor | None) -> Tensor | None:
     """x itself unless its last dimension has gaps: every other stride is free."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def run(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch a kernel. benchmarks/compiled.py stands in here, and compiles instead."""
+    kernel[grid](*args, **options)
 
 
 def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
@@ -114,13 +120,15 @@ class Call:
         """What decides the configuration."""
         if self.is_canvas:
             rows = self.extent[2] * self.extent[3]
+        elif direction == "grad_kv":
+            rows = self.k.shape[2]
         else:
-            rows = self.q.shape[2] * (self.group if self.packed else 1)
+            rows = self.q.shape[2] * (self.group if self.packed and direction == "forward" else 1)
         dim = max(16, triton.next_power_of_2(max(self.q.shape[3], self.v.shape[3])))
         return Kind(
             direction, arch_of(self.q.device), dim, self.q.element_size(),
             self.rel_k is not None, self.rel_v is not None,
-            min(128, triton.next_power_of_2(rows)),
+            min(128, triton.next_power_of_2(rows)), self.group > 1,
         )  # fmt: skip
 
     def tuning_key(self) -> str:
@@ -145,6 +153,18 @@ def forward(call: Call, config: Config | None = None) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
+def multiprocessors(x: Tensor) -> int:
+    """Of the tensor's device; 2 where there is none and the interpreter runs."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+
+
+def split_count(call: Call, config: Config, rows: int, programs: int) -> int:
+    """Parts that the keys are cut in: more than one where queries are few and keys many."""
+    if rows > FEW_QUERIES or call.is_canvas:
+        return 1
+    return key_splits(programs, call.k.shape[2], config.block_k, multiprocessors(call.q))
+
+
 def launch_forward(
     call: Call, config: Config, out: Tensor, lse: Tensor, splits: int | None = None
 ) -> None:
@@ -156,15 +176,14 @@ def launch_forward(
     n_tiles = rules.query_tiles(call.geometry, call.extent, rows, config.block_q)
     programs = n_tiles * batch * (k.shape[1] if packed else heads)
     if splits is None:
-        few = rows <= FEW_QUERIES and q.is_cuda and not call.is_canvas
-        count = torch.cuda.get_device_properties(q.device).multi_processor_count if few else 0
-        splits = key_splits(programs, k.shape[2], config.block_k, count) if few else 1
+        splits = split_count(call, config, rows, programs)
     part, part_lse = out, lse
     if splits > 1:
         part = q.new_empty(splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
         part_lse = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
     part_strides = part.stride()[-4:-1] if splits > 1 else out.stride()[:3]
-    attention_fwd_kernel[(programs, splits)](
+    run(
+        attention_fwd_kernel, (programs, splits),
         q, k, v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths, call.query_offsets,
         part, part_lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides(call.q_rel, 3), *part_strides,
@@ -177,7 +196,8 @@ def launch_forward(
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if splits > 1:
-        merge_splits_kernel[(batch * heads * q_len,)](
+        run(
+            merge_splits_kernel, (batch * heads * q_len,),
             part, part_lse, out, lse, *out.stride()[:3], part.stride(0), part_lse.stride(0),
             heads, q_len, splits,
             V_DIM=v.shape[3], BLOCK_DV=triton.next_power_of_2(v.shape[3]),

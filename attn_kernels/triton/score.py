@@ -1,8 +1,9 @@
 """The relative score in Triton: bands of the table, and the shear between offsets and keys.
 
-A tile of queries at positions first + s_a and keys from number n on has offsets delta + b - s_a with
-delta = n - first. They lie in two chunks of BLOCK_K table rows: offsets from delta on ("current") and
-those before ("previous"). The next tile's previous chunk is this one's current chunk, so a tile needs
+A tile of queries at positions first + s_a and keys from number n on has offsets delta + b - s_a
+with delta = n - first. They lie in two chunks of BLOCK_K table rows: offsets from delta on
+("current") and those before ("previous"). The next tile's previous chunk is this one's current
+chunk, so a tile needs
 one new product of queries and table. Of both chunks row a needs every column u once:
 
     merged[a, u] = current[a, u] if u < BLOCK_K - s_a else previous[a, u]
@@ -40,9 +41,7 @@ def load_rows(
 
 
 @triton.jit
-def store_rows(
-    ptr, stride, row, valid, values, DIM: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def store_rows(ptr, stride, row, valid, values, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Write the valid rows of [rows, BLOCK_D] into a matrix [*, DIM]."""
     col = tl.arange(0, BLOCK_D)
     at = ptr + row.to(tl.int64)[:, None] * stride + col[None, :]
@@ -54,7 +53,7 @@ def table_chunk(
     ptr, stride, first_row, n_rows,
     CLIP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_K table rows from first_row on: [BLOCK_K, BLOCK_D]. Beyond: the nearest row, or zeros."""
+    """BLOCK_K table rows from first_row on, [BLOCK_K, BLOCK_D]; beyond: the nearest, or zeros."""
     row = first_row + tl.arange(0, BLOCK_K)
     inside = (row >= 0) & (row < n_rows)
     nearest = tl.minimum(tl.maximum(row, 0), n_rows - 1)
@@ -84,8 +83,8 @@ def edge_row(ptr, stride, row, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 def gpu_order(row, col, COLS: tl.constexpr):
     """Place of (row, col) in a flat tile, for any element order of a matrix unit's accumulator.
 
-    Lanes of a warp hold 8 rows and, 2 apart, 4 columns: they are the fastest here, so both the stores
-    and the rotated loads of a warp touch 32 banks.
+    Lanes of a warp hold 8 rows and, 2 apart, 4 columns: they are the fastest here, so both the
+    stores and the rotated loads of a warp touch 32 banks.
     """
     outer = (row // 8) * (COLS // 8) + col // 8
     return ((outer * 2 + (col & 1)) * 8 + (row & 7)) * 4 + ((col >> 1) & 3)
@@ -96,9 +95,7 @@ def pick(x, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
     """x[row, col] of a tile [ROWS, COLS]; row and col broadcast to [ROWS, COLS]."""
     flat = tl.permute(tl.reshape(x, (ROWS // 8, 8, COLS // 8, 4, 2)), (0, 2, 4, 1, 3))
     place = tl.broadcast_to(gpu_order(row, col, COLS), (ROWS, COLS))
-    picked = tl.gather(
-        tl.reshape(flat, (ROWS * COLS,)), tl.reshape(place, (ROWS * COLS,)), 0
-    )
+    picked = tl.gather(tl.reshape(flat, (ROWS * COLS,)), tl.reshape(place, (ROWS * COLS,)), 0)
     return tl.reshape(picked, (ROWS, COLS))
 
 
@@ -136,11 +133,3 @@ def band_term(
     """The term of a tile from the products of both chunks."""
     merged = tl.where(in_current(shift, TRANSPOSED, BLOCK_K), current, previous)
     return rotate(merged, shift, -1, TRANSPOSED, BLOCK_Q, BLOCK_K)
-
-
-@triton.jit
-def beyond_sums(x, offset, low_stop, high_start, BAND_ENDS: tl.constexpr):
-    """Row sums of the tile's elements beyond the table's ends: offset < low_stop, >= high_start."""
-    low = tl.sum(tl.where(offset < low_stop, x, 0.0), 1)
-    high = tl.sum(tl.where(offset >= high_start, x, 0.0), 1)
-    return low, high

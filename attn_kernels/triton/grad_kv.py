@@ -1,0 +1,239 @@
+"""Backward of attention in Triton, with keys at home: grad_k and grad_v.
+
+    dV = P^T dO          dK = dS^T Q
+
+Tiles are transposed, [keys, queries], so that P^T and dS^T are left operands as they come.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .backward import load_lse
+from .forward import NO_SPECIALIZATION, entry_sizes
+from .geometry import box_position, canvas_visible, key_cell, key_spans, query_range
+from .score import band_term, load_rows, store_rows, table_chunk
+from .softmax import LOG2_E
+
+
+@triton.constexpr_function
+def is_canvas(geometry):
+    return geometry in ("local_2d", "local_2d_causal")
+
+
+@triton.constexpr_function
+def query_phase_exists(phase, geometry, rel, causal, dense):
+    """Phases of query_phases that may hold queries."""
+    if rel != "none":
+        return phase in (2, 3) or (phase == 1 and not causal)
+    if phase == 0:
+        return geometry != "full" and not is_canvas(geometry)
+    return phase == 4 or (phase == 2 and (dense or not is_canvas(geometry)))
+
+
+@triton.constexpr_function
+def query_phase_masked(phase, geometry, rel):
+    """Phases of query_phases whose pairs are not all visible."""
+    return phase in (0, 4) if rel == "none" else phase != 1 or geometry != "full"
+
+
+@triton.jit
+def query_phases(
+    start, stop, full_start, full_stop, key_start, offset, centre, n_rows,
+    CAUSAL: tl.constexpr, REL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Cuts the queries [start, stop) in whole steps of BLOCK_Q where the loop's body changes.
+
+    Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
+    reach: 1 far above | 2 within | 3 far below.
+    """
+    if REL == "none":
+        steps = (tl.maximum(full_start - start, 0) + BLOCK_Q - 1) // BLOCK_Q
+        begin = tl.minimum(start + steps * BLOCK_Q, stop)
+        full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_Q * BLOCK_Q
+        return start, begin, begin, begin + full, begin + full, stop
+    else:
+        # queries before high_stop are beyond the table's last row for every key of the tile, and
+        # those from low_start on beyond its first
+        high_end = start
+        if not CAUSAL:
+            high_stop = key_start + centre - n_rows + 1 - offset
+            far = tl.minimum(tl.maximum(high_stop - start, 0), stop - start).to(tl.int32)
+            high_end = start + far // BLOCK_Q * BLOCK_Q
+        low_start = key_start + centre + BLOCK_K - offset
+        near = tl.minimum(tl.maximum(low_start - start, 0), stop - start).to(tl.int32)
+        low_begin = tl.minimum(start + (near + BLOCK_Q - 1) // BLOCK_Q * BLOCK_Q, stop)
+        return start, start, high_end, tl.maximum(low_begin, high_end), stop, stop
+
+
+@triton.jit(do_not_specialize=NO_SPECIALIZATION)
+def grad_kv_kernel(
+    q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
+    grad_out_ptr, lse_ptr, delta_ptr, edges_ptr,
+    grad_k_ptr, grad_v_ptr,
+    stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
+    stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dkb,
+    stride_dkh, stride_dks, stride_dvb, stride_dvh, stride_dvs, stride_rel_kh, stride_rel_kr,
+    stride_rel_vh, stride_rel_vr, stride_edges, heads, group, q_len, k_len, query_offset, extent,
+    n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY:
+    tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED: tl.constexpr, DENSE:
+    tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D:
+    tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys against the queries that see it, of all heads of the group.
+
+    DENSE: on a canvas, all of a cell's queries see all of its keys.
+    """
+    tile = tl.program_id(0) % n_tiles
+    k_home = (tl.program_id(0) // n_tiles).to(tl.int64)
+    k_heads = heads // group
+    batch, k_head = k_home // k_heads, k_home % k_heads
+    scale = tl.cast(scale, tl.float32)
+    rel_scale = tl.cast(rel_scale, tl.float32)
+    factor = scale * LOG2_E if FOLDED else LOG2_E
+    k_end, offset = entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr)
+
+    key_start = tile * BLOCK_K
+    if is_canvas(GEOMETRY):
+        own, part, queries = key_cell(tile, k_len, extent, GEOMETRY, BLOCK_K)
+        cell_key = part + tl.arange(0, BLOCK_K)
+        key = box_position(cell_key, own, extent[1])
+        in_tile = cell_key < own[3]
+        start = 0
+        stop = tl.where(part < own[3], queries[3], 0)
+        full_start = 0
+        full_stop = stop if DENSE else 0
+    else:
+        key = key_start + tl.arange(0, BLOCK_K)
+        in_tile = key < k_len
+        key_stop = tl.minimum(key_start + BLOCK_K, k_end)
+        start, stop, full_start, full_stop = query_range(
+            key_start, key_stop, offset, q_len, extent, GEOMETRY
+        )
+        stop = tl.where(key_start < k_end, stop, start)
+    exists = in_tile & (key < k_end)
+    k_ptr += batch * stride_kb + k_head * stride_kh
+    v_ptr += batch * stride_vb + k_head * stride_vh
+    k = load_rows(k_ptr, stride_ks, key, exists, DIM, BLOCK_D, True)  # [BLOCK_K, BLOCK_D]
+    v = load_rows(v_ptr, stride_vs, key, exists, V_DIM, BLOCK_DV, True)
+    centre = 0
+    if REL != "none":
+        tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
+        centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
+    bounds = query_phases(
+        start, stop, full_start, full_stop, key_start, offset, centre, n_rows,
+        CAUSAL, REL, BLOCK_Q, BLOCK_K,
+    )  # fmt: skip
+
+    grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    grad_v = tl.zeros((BLOCK_K, BLOCK_DV), tl.float32)
+    shift = tl.arange(0, BLOCK_Q)
+    for member in range(group):
+        head = k_head * group + member
+        home = (batch * heads + head) * q_len
+        q_head = q_ptr + batch * stride_qb + head * stride_qh
+        grad_out_head = grad_out_ptr + batch * stride_gb + head * stride_gh
+        if REL != "none":
+            rel_k_head = rel_k_ptr + head * stride_rel_kh
+            if rel_v_ptr is not None:
+                rel_v_head = rel_v_ptr + head * stride_rel_vh
+        for phase in tl.static_range(5):
+            if query_phase_exists(phase, GEOMETRY, REL, CAUSAL, DENSE):
+                for number in range(bounds[phase], bounds[phase + 1], BLOCK_Q):
+                    numbers = number + shift
+                    index = numbers
+                    if is_canvas(GEOMETRY):
+                        index = box_position(numbers, queries, extent[1])
+                    valid = numbers < stop
+                    q = load_rows(
+                        q_head,
+                        stride_qs,
+                        index,
+                        valid,
+                        DIM,
+                        BLOCK_D,
+                        query_phase_masked(phase, GEOMETRY, REL),
+                    )
+                    grad_out = load_rows(
+                        grad_out_head, stride_gs, index, valid, V_DIM, BLOCK_DV,
+                        query_phase_masked(phase, GEOMETRY, REL),
+                    )  # fmt: skip
+                    lse = load_lse(lse_ptr + home, index, valid)
+                    delta = tl.load(delta_ptr + home + index, mask=valid, other=0.0)
+                    logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
+                    grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
+                    first = offset + number
+                    if not FOLDED:
+                        logits *= scale
+                    if phase == 2 and REL != "none":
+                        row = key_start - first + centre
+                        q_rel = q
+                        if q_rel_ptr is not None:
+                            q_rel = load_rows(
+                                q_rel_ptr + batch * stride_rb + head * stride_rh, stride_rs,
+                                index, valid, DIM, BLOCK_D,
+                                query_phase_masked(phase, GEOMETRY, REL),
+                            )  # fmt: skip
+                        chunk = table_chunk(
+                            rel_k_head, stride_rel_kr, row, n_rows, REL == "clip",
+                            DIM, BLOCK_D, BLOCK_K,
+                        )  # fmt: skip
+                        current = tl.dot(chunk, tl.trans(q_rel), input_precision=PRECISION)
+                        chunk = table_chunk(
+                            rel_k_head, stride_rel_kr, row - BLOCK_K, n_rows, REL == "clip",
+                            DIM, BLOCK_D, BLOCK_K,
+                        )  # fmt: skip
+                        previous = tl.dot(chunk, tl.trans(q_rel), input_precision=PRECISION)
+                        term = band_term(previous, current, shift[None, :], True, BLOCK_Q, BLOCK_K)
+                        logits += term if FOLDED else term * rel_scale
+                        if rel_v_ptr is not None:
+                            chunk = table_chunk(
+                                rel_v_head, stride_rel_vr, row, n_rows, REL == "clip",
+                                V_DIM, BLOCK_DV, BLOCK_K,
+                            )  # fmt: skip
+                            current = tl.dot(chunk, tl.trans(grad_out), input_precision=PRECISION)
+                            chunk = table_chunk(
+                                rel_v_head, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
+                                V_DIM, BLOCK_DV, BLOCK_K,
+                            )  # fmt: skip
+                            previous = tl.dot(chunk, tl.trans(grad_out), input_precision=PRECISION)
+                            grad_weights += band_term(
+                                previous, current, shift[None, :], True, BLOCK_Q, BLOCK_K
+                            )
+                    if (phase == 1 or phase == 3) and REL == "clip":
+                        at = edges_ptr + home + index
+                        if phase == 1:
+                            at += stride_edges
+                        edge = tl.load(at, mask=valid, other=0.0)
+                        logits += (edge if FOLDED else edge * rel_scale)[None, :]
+                        if rel_v_ptr is not None:
+                            v_edge = tl.load(at + 2 * stride_edges, mask=valid, other=0.0)
+                            grad_weights += v_edge[None, :]
+                    weights = tl.exp2(logits * factor - lse[None, :])
+                    grad_logits = weights * (grad_weights - delta[None, :])
+                    if query_phase_masked(phase, GEOMETRY, REL):
+                        seen = valid[None, :] & exists[:, None]
+                        if is_canvas(GEOMETRY):
+                            if not DENSE:
+                                seen = seen & canvas_visible(
+                                    index[None, :], key[:, None], extent, GEOMETRY
+                                )
+                        else:
+                            low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
+                            seen = seen & (key[:, None] >= low[None, :])
+                            seen = seen & (key[:, None] < high[None, :])
+                        weights = tl.where(seen, weights, 0.0)
+                        grad_logits = tl.where(seen, grad_logits, 0.0)
+                    grad_v = tl.dot(
+                        weights.to(v.dtype), grad_out, grad_v, input_precision=PRECISION
+                    )
+                    grad_k = tl.dot(grad_logits.to(k.dtype), q, grad_k, input_precision=PRECISION)
+
+    # keys that do not exist for this entry have gradients too, and nobody sees them
+    grad_k = tl.where(exists[:, None], grad_k * scale, 0.0)
+    grad_v = tl.where(exists[:, None], grad_v, 0.0)
+    grad_k_ptr += batch * stride_dkb + k_head * stride_dkh
+    grad_v_ptr += batch * stride_dvb + k_head * stride_dvh
+    store_rows(grad_k_ptr, stride_dks, key, in_tile, grad_k, DIM, BLOCK_D)
+    store_rows(grad_v_ptr, stride_dvs, key, in_tile, grad_v, V_DIM, BLOCK_DV)

@@ -1,0 +1,194 @@
+"""Launchers of the backward kernels: what they allocate, in which order they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+
+from ..core.ops import empty_in_layout
+from . import geometry as rules
+from . import launch
+from .backward import grad_q_kernel, prepare_kernel
+from .configs import Config, choose
+from .grad_kv import grad_kv_kernel
+from .grad_table import grad_table_kernel
+from .launch import Call, contiguous_last, multiprocessors, strides
+
+PREPARE_ROWS = 64
+TABLE_PROGRAMS = 2  # programs per multiprocessor that slicing the (batch, head) pairs aims at
+
+
+class Backward:
+    """One backward call: its buffers, and a method per kernel. They run in this order.
+
+    Buffers are float32 [batch, heads, q_len]: delta, and for a clipped table 4 edges and 4 far
+    sums.
+    """
+
+    def __init__(
+        self, call: Call, grad_out: Tensor, out: Tensor, grad_lse: Tensor | None, lse: Tensor
+    ) -> None:
+        self.call, self.lse = call, lse.contiguous()
+        self.grad_out, self.out = contiguous_last(grad_out), contiguous_last(out)
+        self.grad_lse = None if grad_lse is None else grad_lse.contiguous()
+        q, k, v = call.q, call.k, call.v
+        self.grad_q, self.grad_k, self.grad_v = (empty_in_layout(x, x.shape[3]) for x in (q, k, v))
+        self.grad_q_rel = None
+        if call.q_rel is not None:
+            self.grad_q_rel = empty_in_layout(call.q_rel, q.shape[3])
+        self.delta = torch.empty_like(self.lse)
+        self.edges = self.far = None
+        if call.rel == "clip":
+            self.edges = lse.new_empty(4, *lse.shape)
+            self.far = lse.new_empty(4, *lse.shape)
+        self.table_parts: list[Tensor] = []
+
+    @property
+    def sizes(self) -> tuple[object, ...]:
+        """heads .. extent of the kernels' arguments."""
+        call = self.call
+        return (
+            call.q.shape[1], call.group, call.q.shape[2], call.k.shape[2],
+            call.query_offset, call.extent,
+        )  # fmt: skip
+
+    @property
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        call = self.call
+        return (
+            call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel,
+            call.key_lengths, call.query_offsets, self.grad_out, self.lse, self.delta,
+        )  # fmt: skip
+
+    @property
+    def input_strides(self) -> tuple[int, ...]:
+        call = self.call
+        return (
+            *call.q.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3],
+            *strides(call.q_rel, 3), *self.grad_out.stride()[:3],
+        )  # fmt: skip
+
+    @property
+    def table_strides(self) -> tuple[int, ...]:
+        """Of both tables, and of edges and far sums."""
+        buffer = 0 if self.edges is None else self.edges.stride(0)
+        return *strides(self.call.rel_k, 2), *strides(self.call.rel_v, 2), buffer
+
+    def prepare(self, config: Config | None = None) -> None:
+        call, what = self.call, self.call.what()
+        q = call.q if call.q_rel is None else call.q_rel
+        batch, heads, q_len, _ = q.shape
+        n_tiles = triton.cdiv(q_len, PREPARE_ROWS)
+        launch.run(
+            prepare_kernel, (n_tiles * batch * heads,),
+            q, self.out, self.grad_out, self.grad_lse, call.rel_k, call.rel_v,
+            self.delta, self.edges,
+            *q.stride()[:3], *self.out.stride()[:3], *self.grad_out.stride()[:3],
+            *self.table_strides, heads, q_len, n_tiles, call.n_rows,
+            BLOCK_Q=PREPARE_ROWS, num_warps=4,
+            **{name: what[name] for name in ("DIM", "V_DIM", "BLOCK_D", "BLOCK_DV")},
+        )  # fmt: skip
+
+    def run_grad_q(self, config: Config) -> None:
+        call = self.call
+        batch, heads, q_len, _ = call.q.shape
+        n_tiles = rules.query_tiles(call.geometry, call.extent, q_len, config.block_q)
+        launch.run(
+            grad_q_kernel, (n_tiles * batch * heads,),
+            *self.inputs, self.grad_q, self.grad_q_rel, self.far,
+            *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
+            *self.table_strides, *self.sizes, n_tiles, call.n_rows, call.scale, call.rel_scale,
+            **call.what(), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+    def run_grad_kv(self, config: Config) -> None:
+        call = self.call
+        batch, k_heads, k_len, _ = call.k.shape
+        n_tiles = rules.key_tiles(call.geometry, call.extent, k_len, config.block_k)
+        launch.run(
+            grad_kv_kernel, (n_tiles * batch * k_heads,),
+            *self.inputs, self.edges, self.grad_k, self.grad_v,
+            *self.input_strides, *self.grad_k.stride()[:3], *self.grad_v.stride()[:3],
+            *self.table_strides, *self.sizes, n_tiles, call.n_rows, call.scale, call.rel_scale,
+            **call.what(), DENSE=rules.cells_are_dense(call.geometry, call.extent),
+            BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+    def run_grad_table(self, config: Config) -> None:
+        call = self.call
+        batch, heads, _, dim = call.q.shape
+        v_dim = call.v.shape[3]
+        # a gradient per head if either table has one; the sum over heads comes after
+        per_head = max(x.shape[0] for x in (call.rel_k, call.rel_v) if x is not None) > 1
+        table_heads = heads if per_head else 1
+        n_tiles = triton.cdiv(call.n_rows, config.block_k)
+        pairs = batch if per_head else batch * heads
+        wanted = TABLE_PROGRAMS * multiprocessors(call.q)
+        slices = max(1, min(pairs, triton.cdiv(wanted, n_tiles * table_heads)))
+        part = self.delta.new_empty(slices, table_heads, call.n_rows, dim)
+        v_part = None
+        if call.rel_v is not None:
+            v_part = self.delta.new_empty(slices, table_heads, call.n_rows, v_dim)
+        launch.run(
+            grad_table_kernel, (n_tiles * table_heads, slices),
+            *self.inputs, self.far, part, v_part, *self.input_strides, *self.table_strides,
+            batch, *self.sizes, n_tiles, call.n_rows, call.scale, call.rel_scale,
+            **call.what(), PER_HEAD=per_head, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        self.table_parts = [x for x in (part, v_part) if x is not None]
+
+    def steps(self) -> list[tuple[str | None, Callable[[Config], None]]]:
+        """(direction of the configuration, launch) of every kernel, in order."""
+        steps = [(None, self.prepare), ("grad_q", self.run_grad_q), ("grad_kv", self.run_grad_kv)]
+        if self.call.rel_k is not None:
+            steps.append(("grad_table", self.run_grad_table))
+        return steps
+
+    def table_gradients(self) -> list[Tensor]:
+        """Of rel_k and rel_v: the slices, and the heads of a shared table, summed in order."""
+        grads = []
+        for table, part in zip((self.call.rel_k, self.call.rel_v), self.table_parts, strict=False):
+            grad = part.sum(0)
+            if table.shape[0] < grad.shape[0]:
+                grad = grad.sum(0, keepdim=True)
+            grads.append(grad.to(table.dtype))
+        return grads
+
+
+def backward_launches(
+    call: Call, grad_out: Tensor, out: Tensor, grad_lse: Tensor | None, lse: Tensor
+) -> list[tuple[str | None, Callable[[Config], None]]]:
+    """Every launch of a backward call, for benchmarks/compiled.py."""
+    return Backward(call, grad_out, out, grad_lse, lse).steps()
+
+
+def backward(
+    call: Call, grad_out: Tensor, out: Tensor, grad_lse: Tensor | None, lse: Tensor,
+    configs: dict[str, Config] | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of q, k, v, rel_k, rel_v, q_rel; empty tensors for inputs that are absent."""
+    work = Backward(call, grad_out, out, grad_lse, lse)
+    absent = call.q.new_empty(0)
+    tables = [absent if x is None else torch.zeros_like(x) for x in (call.rel_k, call.rel_v)]
+    if call.q.numel() == 0 or call.k.numel() == 0:
+        for grad in (work.grad_q, work.grad_k, work.grad_v, work.grad_q_rel):
+            if grad is not None:
+                grad.zero_()
+    else:
+        for direction, step in work.steps():
+            if direction is None:
+                step(None)
+            elif configs is not None:
+                step(configs[direction])
+            else:
+                step(choose(call.kind(direction), call.tuning_key(), step))
+        for i, grad in enumerate(work.table_gradients()):
+            tables[i] = grad
+    grad_q_rel = absent if work.grad_q_rel is None else work.grad_q_rel
+    return work.grad_q, work.grad_k, work.grad_v, *tables, grad_q_rel

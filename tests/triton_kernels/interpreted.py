@@ -1,0 +1,373 @@
+"""The Triton kernels in Triton's interpreter, against the float64 reference, on small odd shapes.
+
+pytest tests/triton_kernels/interpreted.py        in a process of its own: tests/test_triton.py starts it
+
+The public functions run with backend="triton" on CPU tensors; memory is poisoned (conftest.py), every
+access is checked to lie in a tensor, and programs not to touch each other's results.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import interpreter  # before triton and the kernels
+
+interpreter.install()
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from common import (
+    Inputs,
+    Table,
+    Target,
+    Variant,
+    check_against_reference,
+    last_dim_strided,
+    make_inputs,
+    run,
+    run_truth,
+    sequence_major,
+    with_gaps,
+)
+
+from attn_kernels import Causal, Full, Local1d, Local2d, Relative, attention
+from attn_kernels import triton as kernels
+from attn_kernels.core import backends
+from attn_kernels.core.geometry import Geometry
+from attn_kernels.triton import configs, launch
+from attn_kernels.triton import geometry as rules
+
+TRITON = Target("triton")
+_library = torch.library.Library("attn_kernels", "IMPL")
+_library.impl("fwd", kernels.fwd, "CPU", allow_override=True)
+_library.impl("bwd", kernels.bwd, "CPU", allow_override=True)
+backends.can_run = lambda name, *inputs: None
+torch.set_num_threads(1)
+
+
+def variant(geometry: Geometry, table: Table | None = None) -> Variant:
+    """attention() with this geometry, and these tables."""
+
+    def call(x: Inputs, **options: Any) -> Any:
+        score = None
+        if table is not None:
+            score = Relative(x.rel_k, x.rel_v, x.q_rel, table.beyond, table.rel_scale)
+        return attention(x.q, x.k, x.v, geometry, score, **options)
+
+    return Variant(repr(geometry), call, lambda _: geometry, table)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call and how its kernels are cut."""
+
+    geometry: Geometry
+    q_len: int
+    k_len: int | None = None
+    table: Table | None = None
+    block: tuple[int, int] = (16, 16)
+    k_heads: int = 1
+    dim: int = 24
+    value_dim: int = 16
+    key_lengths: tuple[int, ...] | None = None
+    query_offset: int | tuple[int, ...] | None = None
+    scale: float | None = None
+
+    def __str__(self) -> str:
+        parts = [self.geometry, self.table, f"{self.q_len}-{self.k_len}", self.key_lengths]
+        return " ".join(str(x) for x in (*parts, self.query_offset) if x is not None)
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> Inputs:
+        lengths = (self.q_len,), (self.k_len or self.q_len,)
+        inputs = make_inputs(
+            variant(self.geometry, self.table), *lengths, k_heads=self.k_heads,
+            dim=self.dim, value_dim=self.value_dim, dtype=dtype,
+        )  # fmt: skip
+        offset, entries = self.query_offset, self.key_lengths
+        if isinstance(offset, tuple):
+            offset = torch.tensor(offset)
+        entries = None if entries is None else torch.tensor(entries, dtype=torch.int32)
+        return replace(inputs, key_lengths=entries, query_offset=offset)
+
+
+PLAIN = [
+    Case(Full(), 37),
+    Case(Full(), 19, 40, key_lengths=(0, 33), k_heads=2),
+    Case(Causal(), 50, k_heads=2),
+    Case(Causal(), 33, 50, block=(16, 32), dim=80, value_dim=5),
+    Case(Causal(), 40, 17),  # rows without keys
+    Case(Causal(), 20, 40, query_offset=(2**40, -(2**40))),
+    Case(Causal(), 20, 40, query_offset=7, key_lengths=(13, 90)),
+    Case(Causal(), 40, scale=-0.3),
+    Case(Causal(), 20, scale=0.0),
+    Case(Causal(1), 20),
+    Case(Causal(21), 70, block=(32, 16)),
+    Case(Local1d(16, 8), 50),
+    Case(Local1d(7, 9, 3, causal=False), 50, block=(16, 32)),
+    Case(Local1d(30, 0), 40, 45, query_offset=(3, 2**35)),
+    Case(Local2d((7, 9), (4, 4), (2, 2)), 63),
+    Case(Local2d((9, 7), (4, 5), (1, 3)), 63, block=(16, 32), k_heads=2),
+    Case(Local2d((5, 12), (5, 6), (0, 8), True), 60, key_lengths=(60, 31)),
+    Case(Local2d((12, 5), (3, 2), (4, 1), True), 60),
+    Case(Local2d((3, 20), (3, 10), (3, 5)), 60, key_lengths=(25, 0)),
+]  # fmt: skip
+RELATIVE = [
+    # a table that ends before the farthest key, at it, behind it
+    Case(Causal(), 50, table=Table(9), k_heads=2),
+    Case(Causal(), 50, table=Table(9, beyond="zero", rel_v="shared")),
+    Case(Causal(), 40, table=Table(40, per_head=True)),
+    Case(Causal(), 35, table=Table(70, rel_v="per_head")),
+    Case(Full(), 50, table=Table(7, rel_v="shared")),
+    Case(Full(), 40, 50, table=Table(21, beyond="zero"), block=(16, 32)),
+    Case(Full(), 37, table=Table(1, per_head=True, rel_v="shared"), key_lengths=(37, 20)),
+    Case(Causal(21), 50, table=Table(12, q_rel=True, rel_scale=-0.4, rel_v="shared")),
+    Case(Local1d(16, 8, 8, causal=False), 50, table=Table(17, rel_scale=0.7)),
+    Case(Local1d(20, 10), 45, table=Table(30, q_rel=True, beyond="zero")),
+    # the last far key lies on the table's first row, which then is nobody else's (a fixed bug)
+    Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
+]
+# every tensor there is, both ends of the table, more than one tile
+SMALL = Case(Full(), 20, table=Table(7, q_rel=True, rel_v="shared"))
+SMALL_BFLOAT16 = [PLAIN[3], PLAIN[12], PLAIN[16], RELATIVE[2], SMALL]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case's tile sizes for every kernel, so that small shapes have many tiles."""
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    block = case.block if isinstance(case, Case) else (16, 16)
+    monkeypatch.setattr(configs, "candidates", lambda kind: [configs.Config(*block, 4, 1)])
+
+
+@pytest.mark.parametrize("case", PLAIN + RELATIVE, ids=str)
+def test_values_and_gradients(case: Case) -> None:
+    """out, lse and every gradient, lse's included, are as accurate as eager float32."""
+    options = {} if case.scale is None else {"scale": case.scale}
+    check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON, **options)
+
+
+@pytest.mark.parametrize("case", SMALL_BFLOAT16, ids=str)
+def test_bfloat16(case: Case) -> None:
+    """The same in bfloat16: products of its values, float32 sums, one rounding."""
+    check_against_reference(variant(case.geometry, case.table), case.inputs(torch.bfloat16), TRITON)
+
+
+@pytest.mark.parametrize("layout", [sequence_major, with_gaps, last_dim_strided])
+@pytest.mark.parametrize("case", [PLAIN[11], SMALL], ids=str)
+def test_strided_inputs(case: Case, layout: Any) -> None:
+    """Any strides; gaps in memory hold NaN and are never read."""
+    inputs = case.inputs()
+    inputs = replace(inputs.map(layout), grad_out=layout(inputs.grad_out))
+    check_against_reference(variant(case.geometry, case.table), inputs, TRITON)
+
+
+@pytest.mark.parametrize("table", [None, Table(9, rel_v="shared")], ids=["plain", "relative"])
+@pytest.mark.parametrize("splits", [2, 3, 7])
+def test_split_keys(table: Table | None, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few queries: heads of a group share a tile, keys are cut in parts, empty ones included."""
+    launched = []
+    real = launch.run
+
+    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        launched.append((kernel, grid, options))
+        real(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(launch, "split_count", lambda *args: splits)
+    monkeypatch.setattr(launch, "run", record)
+    case = Case(Causal(70), 3, 90, table, key_lengths=(90, 30))
+    inputs = replace(
+        case.inputs(),
+        **{name: x.repeat(1, 2, *[1] * (x.dim() - 2)) for name, x in (
+            ("q", case.inputs().q), ("grad_out", case.inputs().grad_out),
+            ("grad_lse", case.inputs().grad_lse))},
+    )  # fmt: skip
+    check_against_reference(variant(case.geometry, table), inputs, TRITON, gradients=False)
+    (_, grid, options), (merge, _, _) = launched
+    assert grid[1] == splits
+    assert options["PACKED"]
+    assert merge.fn.__name__ == "merge_splits_kernel"
+
+
+@pytest.mark.parametrize("case", [PLAIN[4], PLAIN[18], SMALL], ids=str)
+def test_unseen_keys_may_hold_anything(case: Case) -> None:
+    """NaN in keys and values that nobody sees reaches neither outputs nor gradients."""
+    case = replace(case, key_lengths=case.key_lengths or (20, 15))
+    inputs = case.inputs()
+    spoilt = inputs.map(torch.clone)
+    for entry, length in enumerate(case.key_lengths):
+        spoilt.k[entry, :, length:] = math.nan
+        spoilt.v[entry, :, length:] = math.inf
+    call = variant(case.geometry, case.table)
+    expected = run(call, inputs, backend="triton", return_lse=True)
+    actual = run(call, spoilt, backend="triton", return_lse=True)
+    for name, x in expected.items():
+        assert torch.equal(x, actual[name]), name
+
+
+@pytest.mark.parametrize("case", [Case(Causal(), 40), SMALL], ids=str)
+def test_extreme_logits(case: Case) -> None:
+    """Logits of thousands: the maximum is subtracted before 2 to the power of anything."""
+    inputs = replace(case.inputs(), q=case.inputs().q * 300)
+    call = variant(case.geometry, case.table)
+    actual = run(call, inputs, backend="triton", return_lse=True)
+    truth = run_truth(call, inputs)
+    for name, x in actual.items():
+        assert x.isfinite().all(), name
+        assert (x - truth[name]).abs().max() <= 2e-3 * truth[name].abs().max(), name
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)], ids=str)
+def test_empty(shape: tuple[int, int]) -> None:
+    """No queries, no keys: zeros, and gradients of zeros."""
+    inputs = make_inputs(variant(Full(), Table(3)), (shape[0],), (shape[1],))
+    results = run(variant(Full(), Table(3)), inputs, backend="triton", return_lse=True)
+    for name, x in results.items():
+        assert (x == (-math.inf if name == "lse" else 0)).all(), name
+
+
+def test_results_repeat() -> None:
+    """The same bits twice, gradients of tables included."""
+    case = SMALL
+    first, second = (
+        run(variant(case.geometry, case.table), case.inputs(), backend="triton", return_lse=True)
+        for _ in range(2)
+    )
+    for name, x in first.items():
+        assert torch.equal(x, second[name]), name
+
+
+# --- The rules of the geometries ---
+
+
+@triton.jit
+def query_tile_kernel(
+    spans_ptr, index_ptr, position_ptr, range_ptr, q_len, k_len, offset, extent, group,
+    GEOMETRY: tl.constexpr, PACKED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """What query_tile says of every tile, and the positions of BLOCK_K keys."""
+    tile = tl.program_id(0)
+    index, exists, member, _, _, low, high, start, stop, full_start, full_stop, boxes = (
+        rules.query_tile(tile, q_len, k_len, offset, extent, group, GEOMETRY, PACKED, BLOCK_Q)
+    )
+    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    tl.store(index_ptr + row, tl.where(exists, index * group + member, -1))
+    tl.store(spans_ptr + 2 * row, low)
+    tl.store(spans_ptr + 2 * row + 1, high)
+    numbers = tl.arange(0, BLOCK_K)
+    position = rules.key_position(numbers, boxes, extent, GEOMETRY)
+    tl.store(position_ptr + tile * BLOCK_K + numbers, position)
+    tl.store(range_ptr + tile * 4, start)
+    tl.store(range_ptr + tile * 4 + 1, stop)
+    tl.store(range_ptr + tile * 4 + 2, full_start)
+    tl.store(range_ptr + tile * 4 + 3, full_stop)
+
+
+MIRRORED = [
+    (Full(), 20, 30, 0), (Causal(), 20, 30, 10), (Causal(), 30, 20, -10), (Causal(5), 20, 30, 4),
+    (Causal(50), 20, 30, 45), (Local1d(7, 3), 30, 30, 0), (Local1d(7, 3, 4, False), 30, 30, -9),
+    (Local1d(4, 9, 0, False), 20, 30, 12), (Local1d(40, 2), 20, 30, 10),
+    (Local2d((5, 7), (2, 3), (1, 2)), 35, 35, 0), (Local2d((7, 5), (3, 2), (0, 4)), 35, 35, 0),
+    (Local2d((5, 7), (2, 3), (1, 2), True), 35, 35, 0),
+    (Local2d((7, 5), (4, 4), (5, 1), True), 35, 35, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("k_end", [None, 17], ids=["whole", "shorter"])
+@pytest.mark.parametrize(
+    ("geometry", "q_len", "k_len", "offset"), MIRRORED, ids=lambda x: repr(x).replace(" ", "")
+)
+def test_query_tiles_mirror_the_geometry(
+    geometry: Geometry, q_len: int, k_len: int, offset: int, k_end: int | None
+) -> None:
+    """Every query appears once and its span is exactly the keys it sees; full ranges do not lie."""
+    kind, extent = rules.kind(geometry.name, geometry.extent())
+    length = k_len if k_end is None else k_end
+    visible = geometry.visible(torch.arange(q_len).view(-1, 1) + offset, torch.arange(k_len)) & (
+        torch.arange(k_len) < length
+    )
+    for block, group in ((4, 1), (16, 1), (16, 3)):
+        if group > 1 and geometry.two_dimensional:
+            continue
+        tiles = rules.query_tiles(kind, extent, q_len * group, block)
+        spans = torch.zeros(tiles * block, 2, dtype=torch.int32)
+        index = torch.zeros(tiles * block, dtype=torch.int32)
+        positions = torch.zeros(tiles, 64, dtype=torch.int32)
+        ranges = torch.zeros(tiles, 4, dtype=torch.int32)
+        query_tile_kernel[(tiles,)](
+            spans, index, positions, ranges, q_len, length, torch.tensor(offset).item(), extent,
+            group, GEOMETRY=kind, PACKED=group > 1, BLOCK_Q=block, BLOCK_K=64,
+        )  # fmt: skip
+        assert sorted(index[index >= 0].tolist()) == list(range(q_len * group))
+        for row, packed in enumerate(index.tolist()):
+            if packed < 0:
+                continue
+            tile, query = row // block, packed // group
+            low, high = spans[row].tolist()
+            start, stop, full_start, full_stop = ranges[tile].tolist()
+            seen = positions[tile, low:high] if low < high else torch.zeros(0, dtype=torch.int32)
+            assert sorted(seen.tolist()) == visible[query].nonzero().flatten().tolist()
+            assert low >= high or (start <= low and high <= stop)
+            assert full_start >= full_stop or (low <= full_start and full_stop <= high)
+
+
+def test_configurations() -> None:
+    """Every default fits, small homes get small tiles, and what does not fit is not offered."""
+    for direction in configs.DIRECTIONS:
+        for dim in (16, 64, 128, 256):
+            for arch in (0, 80, 86, 90, 100):
+                for relative in (False, True):
+                    kind = configs.Kind(direction, arch, dim, 2, relative, False, 128)
+                    rows = undo_fixture(kind)
+                    assert rows, kind
+                    assert all(configs.fits(kind, row) for row in rows), (kind, rows)
+    few = configs.Kind("forward", 90, 64, 2, False, False, 16)
+    assert undo_fixture(few)[0].block_q == 16
+
+
+undo_fixture = configs.candidates  # as it is before small_tiles replaces it
+
+
+def test_tuning_is_cached_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search takes the fastest candidate once, and the file answers the next time."""
+    rows = [configs.Config(16, 16, 4, 1), configs.Config(32, 32, 4, 1)]
+    times = iter([2.0, 1.0])
+    monkeypatch.setenv("ATTN_KERNELS_TUNE", "1")
+    monkeypatch.setenv("ATTN_KERNELS_CACHE", str(tmp_path))
+    monkeypatch.setattr(configs, "candidates", lambda kind: rows)
+    monkeypatch.setattr(configs, "time_of", lambda launch, row: next(times))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    configs.tuned.cache_clear()
+    kind = configs.Kind("forward", 90, 64, 2, False, False, 128)
+    for _ in range(2):
+        assert configs.choose(kind, "here", lambda config: None) == rows[1]
+    assert configs.read_cache(tmp_path / "triton.json") == {
+        f"{kind} here": {"block_q": 32, "block_k": 32, "num_warps": 4, "num_stages": 1}
+    }
+    configs.tuned.cache_clear()
+    (tmp_path / "triton.json").write_text("not json")
+    assert configs.read_cache(tmp_path / "triton.json") == {}
+
+
+def test_the_interpreter_notices() -> None:
+    """Bounds and races raise, and bfloat16 products are products of values."""
+
+    @triton.jit
+    def out_of_bounds(x_ptr, n: tl.constexpr):
+        tl.store(x_ptr + tl.arange(0, n), 0.0)
+
+    @triton.jit
+    def race(x_ptr):
+        tl.store(x_ptr, tl.program_id(0).to(tl.float32))
+
+    with pytest.raises(Exception, match="OutOfBounds"):
+        out_of_bounds[(1,)](torch.zeros(4), n=8)
+    with pytest.raises(Exception, match="Race"):
+        race[(2,)](torch.zeros(1))
