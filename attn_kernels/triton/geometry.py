@@ -1,7 +1,7 @@
 """Geometries in Triton: which keys a tile of queries visits, which queries a tile of keys, who sees
 whom.
 
-The rules are those of core/geometry.py and csrc/geometry.h; tests/triton_kernels holds them together. Keys
+The rules are those of core/geometry.py and csrc/geometry.h; a test holds them together. Keys
 of a query tile are numbered: by position in one dimension, in the order they are gathered on a
 canvas. In that order every query sees one span of keys and spans only move forward, so two
 comparisons are the only mask there is. Numbers are int32; positions are int64, as a query's offset
