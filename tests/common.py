@@ -373,11 +373,11 @@ def rounding_noise(
     may show in the mean error, because eager was lucky.
 
     The softmax gradient of a query that sees one key is zero, as the difference of two equal sums
-    over Dv. A kernel reaches it to the rounding of those sums; eager subtracts a number from itself
-    and is exact. Inputs are standard normal, so the sums are of size Dv. Backward takes the weights
-    again from lse, and so knows them to an ulp of lse; the weight of an only key is 1 for eager. A
-    key's gradient sums over the queries that share it, a table's over all. A mean over n vectors is
-    lucky to n ** -0.5.
+    over Dv, one of them over out, which v + rel_v makes inexact in half types. A kernel reaches it
+    to the rounding of those sums; eager subtracts a number from itself and is exact. Inputs are
+    standard normal, so the sums are of size Dv. Backward takes the weights again from lse, and so
+    knows them to an ulp of lse; the weight of an only key is 1 for eager. A key's gradient sums
+    over the queries that share it, a table's over all. A mean over n vectors is lucky to n ** -0.5.
     """
     eps, dim, value_dim = torch.finfo(torch.float32).eps, inputs.q.shape[-1], inputs.v.shape[-1]
     scale = dim**-0.5 if scale is None else abs(scale)
@@ -387,8 +387,12 @@ def rounding_noise(
     n_queries = inputs.grad_lse.numel()
     per_key = max(1.0, n_queries / max(1, n_keys)) ** 0.5
     largest = lse[lse.isfinite()].abs()
-    weight = eps * max(1.0, float(largest.max()) if largest.numel() else 0.0)
+    weight = eps * max(4.0, float(largest.max()) if largest.numel() else 0.0)
     softmax = eps * max(4.0, scale * value_dim) + weight * scale
+    keys_seen = pairs(variant, inputs)[0].sum(-1)
+    alone = float((keys_seen == 1).sum() / (keys_seen > 0).sum().clamp(min=1))
+    if inputs.rel_v is not None:
+        softmax += alone * torch.finfo(inputs.q.dtype).eps * scale * value_dim**0.5
     noise = {
         "out": (eps, n_queries),
         "lse": (eps, n_queries),
@@ -401,8 +405,6 @@ def rounding_noise(
         n_rows = inputs.rel_k[..., 0].numel()
         noise["grad_rel_k"] = softmax * n_queries**0.5, n_rows
         noise["grad_rel_v"] = weight * n_queries**0.5, n_rows
-    keys_seen = pairs(variant, inputs)[0].sum(-1)
-    alone = float((keys_seen == 1).sum() / (keys_seen > 0).sum().clamp(min=1))
     return {
         name: (size, size * min(1.0, alone + max(1, n) ** -0.5))
         for name, (size, n) in noise.items()

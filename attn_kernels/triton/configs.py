@@ -165,7 +165,7 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
         narrow = Config(32, 128, 8, 2)
         first = [narrow, wide] if kind.grouped else [wide, narrow]
         if kind.arch == 0:
-            return [Config(64, 64, 4, 2), *first]
+            return [Config(32, 64, 4, 2), *first]
         return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
         return [Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(64, 128, 8, 2)]
