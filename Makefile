@@ -59,7 +59,7 @@ CLANG_FORMAT = $(RUN) -c 'import clang_format; clang_format.clang_format()'
 lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
+	@$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
 
 format: $(ENVIRONMENT)
 	$(RUN) -m ruff check --fix-only .

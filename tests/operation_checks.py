@@ -235,6 +235,15 @@ class OperationTests:
         inputs = replace(inputs, q=inputs.q * 1e4, k=inputs.k * 10)
         check_to_the_logits(variant, inputs, backend)
 
+    def test_rising_logits(self, backend: Target, variant: Variant) -> None:
+        """Logits that grow with the key: the maximum rises from step to step, and what was summed
+        before is rescaled. Standard normal inputs hardly ever need that after the first step."""
+        inputs = make_inputs(variant, self.large, self.large)
+        length = inputs.k.flatten(2, -2).shape[2]
+        ramp = torch.linspace(0, 40, length, dtype=inputs.k.dtype).view(*inputs.k.shape[2:-1], 1)
+        inputs = replace(inputs, k=inputs.k * ramp)
+        check_to_the_logits(variant, inputs, backend)
+
     @pytest.mark.parametrize("scale", [0.0, -0.3, 1.0, -30.0])
     def test_scale(self, backend: Target, variant: Variant, shape: Shape, scale: float) -> None:
         """scale is what was given: 0.0 is not "no scale", and a negative one turns the maximum.
