@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install -r requirements/bench.txt"
 OURS_COLOUR, GREY = "#b5302a", "#5f6b76"
-COLOURS = ("#2f6690", "#6a994e", "#8d6a9f", "#c98a2b", "#4d908e", "#7f5539")
+COLOURS = (
+    "#2f6690", "#6a994e", "#8d6a9f", "#c98a2b", "#4d908e", "#7f5539", "#3a3a3a", "#a3b18a",
+)  # fmt: skip
 MARKERS = {"float32": "o", "bfloat16": "^", "float64": "s", "float16": "D"}
 STYLE = {
     "font.size": 9,
@@ -112,6 +115,32 @@ def ratios(groups: list[list[Result]]) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel="times faster than the best peer", title=groups[0][0].title)
     drawn.legend(loc="outside lower center", ncols=2)
+    return drawn
+
+
+def overview(groups: list[list[Result]]) -> Figure:
+    """Times faster than the best peer, a bar for each table: the geometric mean and the range."""
+    drawn, (axes,) = figure(1, 8.4, 0.9 + 0.2 * len(groups))
+    labels = []
+    for i, results in enumerate(groups):
+        first, known = results[0], [r.speedup for r in results if r.speedup is not None]
+        mean = statistics.geometric_mean(known)
+        kind = COLOURS[("float32", "bfloat16", "float16", "float64").index(first.dtype)]
+        axes.barh(i, mean, color=kind, alpha=1 if first.direction == "forward" else 0.7)
+        axes.plot([min(known), max(known)], [i, i], color=GREY, linewidth=1.2)
+        axes.annotate(f" {mean:.2f}", (max(known), i), va="center", fontsize=7)
+        direction, threads = DIRECTIONS[first.direction], threads_text(first.threads)
+        labels.append(f"{first.op}, {first.dtype}, {direction}, {threads}")
+    axes.axvline(1, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set(
+        xscale="log", xlabel="times faster than the best peer: geometric mean, range of shapes"
+    )
+    highest = max(r.speedup for results in groups for r in results if r.speedup)
+    ticks = [x for x in (0.5, 1, 2, 4, 8, 16, 32, 64, 128) if x <= 2 * highest]
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_xticks([], minor=True)
     return drawn
 
 
