@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -309,13 +309,20 @@ def test_wrong_values_are_found_by_the_float64_reference(monkeypatch):
 
 
 @needs_cpu
-def test_pytest_runs_the_same_cases():
-    """`pytest benchmarks` does; `pytest` alone does not collect them."""
+def test_pytest_benchmark_runs_the_same_cases():
+    """What `pytest benchmarks` collects, with a stand-in for pytest-benchmark's fixture."""
     pytest.importorskip("pytest_benchmark")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    wanted = ["benchmarks", "--benchmark-disable", "-k", "overhead and forward"]
-    run = subprocess.run([*command, *wanted], capture_output=True, text=True, cwd=ROOT)
-    assert "3 passed" in run.stdout, run.stdout + run.stderr
+    from benchmarks.test_benchmarks import WORK, test_speed
+
+    work = [x for x in WORK if (x[0], x[2]) == ("overhead", "forward")]
+    assert [name for *_, name in work] == [OURS, "sdpa", "eager"]
+    for one in work:
+        ran = []
+        benchmark = Mock(side_effect=lambda step, ran=ran: ran.append(step()), extra_info={})
+        test_speed(benchmark, *one)
+        assert len(ran) == 1
+        assert benchmark.extra_info["source"]
+    assert {case for case, *_ in WORK} == set(CASES)
     assert 'testpaths = ["tests"]' in (ROOT / "pyproject.toml").read_text()
 
 
