@@ -147,6 +147,8 @@ def test_compare_names_what_changed_beyond_noise():
     assert "[1,1,8,4] float32 forward 1 thread: 10.0 ms -> 11.0 ms, 1.10x slower" in text
     assert "peers +10%" in text
     assert "1 of 2 changed beyond noise; only in the first: 1, only in the second: 0" in text
+    exact = [recording(result(entries={OURS: Entry([x] * 3)})) for x in (0.01, 0.0102)]
+    assert "0 of 1 changed" in comparison(*exact)
     noisy = result(0.011)
     noisy.entries[OURS].seconds = [0.009, 0.011, 0.013]
     assert "0 of 1 changed" in comparison(recording(result()), recording(noisy))
@@ -219,7 +221,7 @@ def test_the_report_is_one_file(tmp_path):
     program.write_report(found, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 3
-    assert "length^2.00" in page
+    assert "causal attention, length 512 to 4096, float32, forward, 1 thread" in page
     assert 'src="' not in page
     assert "<link" not in page
     pngs = {path.name for path in tmp_path.glob("*.png")}
