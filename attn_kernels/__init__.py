@@ -7,6 +7,7 @@ from .core.explain import explain
 from .core.geometry import Causal, Full, Local1d, Local2d
 from .core.merge import merge
 from .core.pattern import Pattern
+from .core.plot import Picture, plot
 from .core.score import Relative
 from .local import local_attention_1d, local_attention_2d
 from .relative import relative_attention
@@ -18,6 +19,7 @@ __all__ = [
     "Local1d",
     "Local2d",
     "Pattern",
+    "Picture",
     "Relative",
     "attention",
     "backends",
@@ -26,6 +28,7 @@ __all__ = [
     "local_attention_1d",
     "local_attention_2d",
     "merge",
+    "plot",
     "relative_attention",
     "use_backend",
 ]

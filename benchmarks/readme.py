@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import plots, summary, support
+from . import drawings, plots, summary, support
 from .results import Recording, Result, load
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,8 @@ def texts(found: list[Recording]) -> dict[Path, str]:
     page = README.read_text()
     for name, text in parts.items():
         page = replaced(page, name, text)
-    return {README: page, FULL_TABLES: summary.full_tables(found)}
+    drawn = {PICTURES / name: picture.svg for name, picture in drawings.drawings().items()}
+    return {README: page, FULL_TABLES: summary.full_tables(found), **drawn}
 
 
 def replaced(page: str, name: str, text: str) -> str:

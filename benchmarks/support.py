@@ -12,6 +12,7 @@ from attn_kernels import (
     Full,
     Local1d,
     Local2d,
+    Pattern,
     Relative,
     attention,
     causal_attention,
@@ -53,6 +54,7 @@ def once(call: Call, *sizes: tuple[int, ...], dtype: torch.dtype = torch.float64
 
 
 SMALL = [(2, 2, 8, 4)] * 3
+CHECKERS = Pattern.from_function(lambda q, k: (q + k) % 2 == 0, 8, 8)
 TABLE, CENTRED = (2, 5, 4), (1, 5, 4)
 
 
@@ -80,6 +82,9 @@ FEATURES: dict[str, Call] = {
         )(backend)
         for causal in (False, True)
     ],
+    "`Pattern`: any mask": once(
+        lambda q, k, v, backend: attention(q, k, v, CHECKERS, backend=backend), *SMALL
+    ),
     "`Relative` keys (`rel_k`)": once(relative_attention, *SMALL, TABLE),
     "relative values (`rel_v`)": once(
         lambda q, k, v, a, b, backend: relative_attention(q, k, v, a, rel_v=b, backend=backend),

@@ -201,6 +201,7 @@ def test_readme_is_found_out_of_date(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setattr(readme, name, value)
     monkeypatch.setattr(readme.support, "table", lambda: "| a |\n")
+    monkeypatch.setattr(readme.drawings, "drawings", dict)
     loaded = readme.recordings
     monkeypatch.setattr(readme, "recordings", lambda: loaded(folder))
     save(recording(result()), folder / "a.json")

@@ -16,4 +16,6 @@ def test_a_hidden_installation_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert "is not built" in backends.not_built()
     (installed / "_C.abi3.so").touch()
-    assert f"hides the installed {installed}: start Python in another folder" in backends.not_built()
+    assert (
+        f"hides the installed {installed}: start Python in another folder" in backends.not_built()
+    )
