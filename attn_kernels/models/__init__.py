@@ -1,0 +1,1 @@
+"""The reference model stack: the papers' models over the public operations."""
