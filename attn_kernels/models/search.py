@@ -25,7 +25,7 @@ class Hypotheses(NamedTuple):
 
 def select(state: Any, index: Tensor) -> Any:
     """The entries `index` of a state along the batch: tensors by their first dimension, nested in
-    tuples, lists and dicts, or any object with a method `reorder(index)` that returns the new one.
+    tuples, lists and dicts; any other object by its method `reorder(index)`, in place (caches).
     """
     if state is None or isinstance(state, Tensor):
         return None if state is None else state.index_select(0, index)
@@ -35,7 +35,8 @@ def select(state: Any, index: Tensor) -> Any:
         return type(state)(*(select(value, index) for value in state))
     if isinstance(state, list | tuple):
         return type(state)(select(value, index) for value in state)
-    return state.reorder(index)
+    state.reorder(index)
+    return state
 
 
 def length_factor(length: int, length_penalty: float) -> float:
