@@ -1,1 +1,5 @@
-"""The reference model stack: the papers' models over the public operations."""
+"""The reference model stack: papers' models over the layers of attn_kernels.nn."""
+
+from .config import Config
+
+__all__ = ["Config"]

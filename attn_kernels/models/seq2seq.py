@@ -82,7 +82,7 @@ class Seq2Seq(nn.Module):
         return self.encode(source, lengths_of("source", source, self.config.pad))
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Logits [B, T, target_vocab]: those at t predict target[:, t] from what comes before it."""
+        """Logits [B, T, target_vocab]: those at t predict target[:, t] from what is before it."""
         check_ids("target", target, self.config.target_vocab)
         if len(target) != len(source):
             raise ValueError(f"target must have batch {len(source)} like source, got {len(target)}")

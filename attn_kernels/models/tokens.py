@@ -30,7 +30,7 @@ def shift_right(target: Tensor, start: int) -> Tensor:
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:
-    """x [batch, length, ...] with the first lengths[b] entries in reverse order; its own inverse."""
+    """x [batch, length, ...] with the first lengths[b] entries in reverse; its own inverse."""
     positions = torch.arange(x.shape[1], device=x.device)
     lengths = lengths.unsqueeze(1)
     index = torch.where(positions < lengths, lengths - 1 - positions, positions)
