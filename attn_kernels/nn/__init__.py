@@ -1,7 +1,7 @@
 """Layers over the public operations: attention with projections, positions, Transformer blocks."""
 
 from .attention import Attention, set_backend
-from .blocks import ACTIVATIONS, FeedForward, Residual, TransformerLayer
+from .blocks import ACTIVATIONS, FeedForward, Residual, TransformerLayer, TransformerStack
 from .cache import KeyValueCache, LayerCache, ModelCache
 from .local import LocalAttention1d, LocalAttention2d
 from .multihead import MultiheadAttention
@@ -24,6 +24,7 @@ __all__ = [
     "ShawAttention",
     "SinusoidalPositions",
     "TransformerLayer",
+    "TransformerStack",
     "TransformerXLAttention",
     "grid_sinusoids",
     "set_backend",

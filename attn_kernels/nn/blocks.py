@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention
-from .cache import LayerCache
+from .cache import LayerCache, ModelCache
 from .checks import check_choice, check_fraction
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -124,3 +124,32 @@ class TransformerLayer(nn.Module):
             other = {"key_lengths": context_lengths, "cache": cache.context if cache else None}
             x = self.cross_residual(x, lambda x: self.cross(x, context, **other))
         return self.feed_forward_residual(x, self.feed_forward)
+
+
+class TransformerStack(nn.Module):
+    """Layers one after the other, and with norm="pre" a last normalisation.
+
+    Args:
+        layers: each called like `TransformerLayer`.
+        norm, eps: as the layers'.
+    """
+
+    def __init__(
+        self, layers: Iterable[TransformerLayer], norm: str = "pre", eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        if len(self.layers) == 0:
+            raise ValueError("layers must hold at least one layer, got none")
+        dim = self.layers[0].attention.dim
+        self.norm = nn.LayerNorm(dim, eps) if norm == "pre" else nn.Identity()
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, cache: ModelCache | None = None,
+        **options: Any,
+    ) -> Tensor:  # fmt: skip
+        """x in its own shape; options are those of `TransformerLayer`."""
+        caches = [None] * len(self.layers) if cache is None else cache.layers
+        for layer, own in zip(self.layers, caches, strict=True):
+            x = layer(x, context, cache=own, **options)
+        return self.norm(x)
