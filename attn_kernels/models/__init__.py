@@ -2,6 +2,20 @@
 
 from .config import Config
 from .gpt import GPT, GPTConfig
+from .seq2seq import RnnSeq2Seq, RnnSeq2SeqConfig
+from .seq2seq_attention import BahdanauConfig, BahdanauSeq2Seq, LuongConfig, LuongSeq2Seq
 from .transformer import Transformer, TransformerConfig
 
-__all__ = ["GPT", "Config", "GPTConfig", "Transformer", "TransformerConfig"]
+__all__ = [
+    "GPT",
+    "BahdanauConfig",
+    "BahdanauSeq2Seq",
+    "Config",
+    "GPTConfig",
+    "LuongConfig",
+    "LuongSeq2Seq",
+    "RnnSeq2Seq",
+    "RnnSeq2SeqConfig",
+    "Transformer",
+    "TransformerConfig",
+]

@@ -7,47 +7,46 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from attn_kernels.nn.checks import check_counts, check_fraction, check_ids
+from attn_kernels.nn.checks import check_count, check_counts, check_fraction, check_ids
 
 from .config import Config
-from .search import Hypotheses, beam_search, greedy_search
-from .tokens import lengths_of, reverse, shift_right
+from .sampling import generate
+from .search import beam_search
+from .tokens import lengths_of, reverse
+from .training import smoothed_cross_entropy
 
 
 @dataclass(frozen=True)
 class Seq2SeqConfig(Config):
-    """Vocabularies, and the ids of padding, of the start and of the end of an output."""
+    """Vocabularies, and the ids of padding, of the start and of the end of a sentence."""
 
     source_vocab: int
     target_vocab: int
     pad: int = 0
-    bos: int = 1
-    eos: int = 2
+    start: int = 1
+    end: int = 2
 
     def __post_init__(self) -> None:
+        owner = type(self).__name__
         check_counts(self, "source_vocab", "target_vocab", least=2)
-        check_counts(self, "pad", "bos", "eos", least=0)
-        if len({self.pad, self.bos, self.eos}) < 3:
+        check_counts(self, "pad", "start", "end", least=0)
+        ids = (self.pad, self.start, self.end)
+        if len(set(ids)) < 3:
+            raise ValueError(f"{owner}: pad, start and end must differ, got {ids}")
+        if max(ids) >= self.target_vocab:
             raise ValueError(
-                f"{type(self).__name__}: pad, bos and eos must differ,"
-                f" got {self.pad}, {self.bos} and {self.eos}"
+                f"{owner}: pad, start and end must be below target_vocab = {self.target_vocab},"
+                f" got {ids}"
             )
-        for name in ("pad", "bos", "eos"):
-            if getattr(self, name) >= self.target_vocab:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must be below target_vocab ="
-                    f" {self.target_vocab}, got {getattr(self, name)}"
-                )
 
 
 class Seq2Seq(nn.Module):
-    """Base of the recurrent translators: source [B, S] in, logits of target [B, T] out.
+    """Base of the recurrent translators: source [B, S] and target [B, T] in, logits out.
 
-    Sequences are int64 ids with `pad` at the end; a target ends with `eos`. A subclass gives
-    `encode`, `advance` and `readout`. State is a NamedTuple of tensors with the batch first.
+    Sentences are ids, padded on the right with config.pad. A subclass gives `encode`, `advance` and
+    `readout`; a state is a NamedTuple of tensors with the batch first.
     """
 
     def __init__(self, config: Seq2SeqConfig, embed_dim: int, backend: str | None = None) -> None:
@@ -76,52 +75,67 @@ class Seq2Seq(nn.Module):
             features.append(feature)
         return torch.stack(features, 1)
 
-    def start(self, source: Tensor) -> Any:
+    def first_state(self, source: Tensor) -> Any:
         """Check the source and encode it."""
         check_ids("source", source, self.config.source_vocab)
         return self.encode(source, lengths_of("source", source, self.config.pad))
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Logits [B, T, target_vocab]: those at t predict target[:, t] from what is before it."""
+        """Logits [B, T, target_vocab] of what follows each token of target [B, T]."""
         check_ids("target", target, self.config.target_vocab)
         if len(target) != len(source):
             raise ValueError(f"target must have batch {len(source)} like source, got {len(target)}")
-        lengths_of("target", target, self.config.pad)
-        inputs = self.target_embedding(shift_right(target, self.config.bos))
-        return self.readout(self.decode(inputs, self.start(source)))
+        return self.readout(self.decode(self.target_embedding(target), self.first_state(source)))
 
     def loss(self, source: Tensor, target: Tensor) -> Tensor:
-        """Mean cross entropy, in nats per token of the target; padding does not count."""
-        logits = self(source, target)
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=self.config.pad)
-
-    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One step of a search. `pad` and `bos` are never an output."""
-        features, state = self.advance(self.target_embedding(tokens), state)
-        logits = self.readout(features)
-        logits[:, [self.config.pad, self.config.bos]] = -torch.inf
-        return logits, state
+        """Cross-entropy per token of target [B, T], which begins with config.start and whose
+        sentences finish with config.end; padding does not count."""
+        lengths_of("target", target, self.config.pad)
+        logits = self(source, target[:, :-1])
+        return smoothed_cross_entropy(logits, target[:, 1:], ignore=self.config.pad)
 
     @torch.no_grad()
-    def search(
-        self, source: Tensor, *, max_len: int, beam: int = 4, length_penalty: float = 0.0
-    ) -> Hypotheses:
-        """The `beam` best outputs for each source, see `beam_search`. Call eval() first."""
-        start = source.new_full((len(source),), self.config.bos)
-        return beam_search(
-            self.step, self.start(source), start, eos=self.config.eos, max_len=max_len,
-            beam=beam, length_penalty=length_penalty,
-        )  # fmt: skip
+    def translate(
+        self, source: Tensor, *, beams: int = 4, alpha: float = 0.0, steps: int | None = None
+    ) -> Tensor:
+        """The best translations found, [B, length], without config.start and filled up with
+        config.end. `pad` and `start` are never part of one.
 
-    @torch.no_grad()
-    def generate(self, source: Tensor, *, max_len: int, **options: Any) -> Tensor:
-        """The best output [B, <= max_len], greedily or, with options of `search`, by beam search.
-        It repeats `eos` past its end. Call eval() first."""
-        if options:
-            return self.search(source, max_len=max_len, **options).tokens[:, 0]
-        start = source.new_full((len(source),), self.config.bos)
-        state = self.start(source)
-        return greedy_search(self.step, state, start, eos=self.config.eos, max_len=max_len)
+        Args:
+            source: [B, S].
+            beams: 1 is greedy.
+            alpha: exponent of the length penalty, which these papers do not have.
+            steps: the longest translation; default S + 50.
+        """
+        c = self.config
+        check_count("beams", beams)
+        steps = source.shape[1] + 50 if steps is None else steps
+        state = self.first_state(source)
+
+        def logits_of(tokens: Tensor) -> Tensor:
+            nonlocal state
+            features, state = self.advance(self.target_embedding(tokens[:, -1]), state)
+            return forbid(self.readout(features), (c.pad, c.start))
+
+        def reorder(entries: Tensor) -> None:
+            nonlocal state
+            state = type(state)(*(x.index_select(0, entries) for x in state))
+
+        start = source.new_full((len(source),), c.start)
+        if beams == 1:
+            tokens = generate(logits_of, start.unsqueeze(1), steps, temperature=0, end=c.end)
+            return tokens[:, 1:]
+        reorder(torch.arange(len(source), device=source.device).repeat_interleave(beams))
+        found, _ = beam_search(
+            logits_of, reorder, start, beams=beams, end=c.end, steps=steps, alpha=alpha
+        )
+        return found
+
+
+def forbid(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """logits [..., V] of which these ids are never drawn."""
+    index = torch.tensor(ids, device=logits.device)
+    return logits.index_fill(-1, index, -torch.inf)
 
 
 def run_lstm(

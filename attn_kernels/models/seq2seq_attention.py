@@ -12,7 +12,7 @@ from attn_kernels.nn.checks import check_choice, check_counts, check_fraction
 
 from .recurrent_attention import AdditiveAttention, DotAttention
 from .seq2seq import Seq2Seq, Seq2SeqConfig, run_lstm, run_packed
-from .tokens import reverse, shift_right
+from .tokens import reverse
 
 SCORES = ("dot", "general", "concat")
 
@@ -26,9 +26,10 @@ class AttentionSeq2Seq(Seq2Seq):
 
     @torch.no_grad()
     def alignments(self, source: Tensor, target: Tensor) -> Tensor:
-        """How much each target token attended to each source token, [B, T, S]; 0 on padding."""
-        state, rows = self.start(source), []
-        for tokens in shift_right(target, self.config.bos).unbind(1):
+        """How much what follows each token of target [B, T] attended to each token of the source,
+        [B, T, S]; 0 on padding."""
+        state, rows = self.first_state(source), []
+        for tokens in target.unbind(1):
             _, after = self.advance(self.target_embedding(tokens), state)
             rows.append(self.weights_at(state, after))
             state = after

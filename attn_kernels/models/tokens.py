@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def lengths_of(name: str, tokens: Tensor, pad: int) -> Tensor:
@@ -22,11 +21,6 @@ def lengths_of(name: str, tokens: Tensor, pad: int) -> Tensor:
         entry = int(inside.nonzero()[0])
         raise ValueError(f"{name} must have pad {pad} only at its end, got it inside entry {entry}")
     return lengths
-
-
-def shift_right(target: Tensor, start: int) -> Tensor:
-    """What a decoder reads to predict each token of target [batch, length]: the one before it."""
-    return F.pad(target[:, :-1], (1, 0), value=start)
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:
