@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -23,7 +22,9 @@ from attn_kernels.models import (
     RnnSeq2Seq,
     RnnSeq2SeqConfig,
 )
+from attn_kernels.models.recurrent import forbid
 from attn_kernels.models.recurrent_attention import AdditiveAttention, DotAttention
+from attn_kernels.models.search import beam_search
 from attn_kernels.models.tokens import reverse
 
 VOCABULARIES = {"source_vocab": 11, "target_vocab": 9}
@@ -100,20 +101,19 @@ def test_generation_is_teacher_forcing_token_for_token(model):
 
 
 @torch.no_grad()
-def test_wide_beam_finds_the_likeliest_translation(model):
-    """Against every translation of up to three tokens, `end` counted; a batch searches as one."""
-    found = model.translate(SOURCE, beams=80, steps=3)
-    scores = [{}, {}, {}]
-    for length in range(3):
-        words = list(itertools.product(range(3, 9), repeat=length))
-        outputs = torch.tensor([(1, *each, 2) for each in words])
-        for entry, source in enumerate(SOURCE):
-            logits = model(source.expand(len(outputs), -1), outputs[:, :-1])
-            logits[..., [0, 1]] = -torch.inf  # pad and start
-            log_p = logits.log_softmax(-1).gather(-1, outputs[:, 1:].unsqueeze(-1)).sum((1, 2))
-            scores[entry] |= {(*each, 2, 2, 2)[:3]: p for each, p in zip(words, log_p, strict=True)}
-    best = torch.tensor([max(each, key=each.get) for each in scores])
-    assert torch.equal(found, best[:, : found.shape[1]])
+def test_beam_search_with_states_is_beam_search_without(model):
+    """The states follow their hypotheses."""
+    source = torch.randint(3, 11, (16, 5), generator=torch.Generator().manual_seed(0))
+    repeated = source.repeat_interleave(3, 0)
+
+    def logits_of(tokens):
+        return forbid(model(repeated, tokens)[:, -1], (0, 1))
+
+    start = torch.ones(16, dtype=torch.int64)
+    expected, _ = beam_search(
+        logits_of, lambda entries: None, start, beams=3, end=2, steps=8, alpha=0.5
+    )
+    assert torch.equal(model.translate(source, beams=3, steps=8, alpha=0.5), expected)
 
 
 @torch.no_grad()
@@ -279,7 +279,7 @@ def test_bad_input():
         replace(LUONG, score="local")
     with pytest.raises(
         ValueError,
-        match=r"^RnnSeq2SeqConfig: pad, start and end must be below target_vocab = 9, got \(0, 1, 9\)$",
+        match=r"^RnnSeq2SeqConfig: pad, start and end must be below the 9 words of the target, got \(0, 1, 9\)$",
     ):
         replace(RNN, end=9)
     with pytest.raises(

@@ -1,5 +1,6 @@
 """The reference model stack: papers' models over the layers of attn_kernels.nn."""
 
+from .captioning import CaptionConfig, CaptionModel
 from .config import Config
 from .gpt import GPT, GPTConfig
 from .seq2seq import RnnSeq2Seq, RnnSeq2SeqConfig
@@ -10,6 +11,8 @@ __all__ = [
     "GPT",
     "BahdanauConfig",
     "BahdanauSeq2Seq",
+    "CaptionConfig",
+    "CaptionModel",
     "Config",
     "GPTConfig",
     "LuongConfig",

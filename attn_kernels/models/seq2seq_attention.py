@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from attn_kernels.nn.checks import check_choice, check_counts, check_fraction
 
+from .recurrent import run_lstm, run_packed
 from .recurrent_attention import AdditiveAttention, DotAttention
-from .seq2seq import Seq2Seq, Seq2SeqConfig, run_lstm, run_packed
+from .seq2seq import Seq2Seq, Seq2SeqConfig
 from .tokens import reverse
 
 SCORES = ("dot", "general", "concat")
