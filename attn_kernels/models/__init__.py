@@ -3,6 +3,7 @@
 from .captioning import CaptionConfig, CaptionModel
 from .config import Config
 from .gpt import GPT, GPTConfig
+from .sagan import SaganConfig, SaganDiscriminator, SaganGenerator, SelfAttention2d
 from .seq2seq import RnnSeq2Seq, RnnSeq2SeqConfig
 from .seq2seq_attention import BahdanauConfig, BahdanauSeq2Seq, LuongConfig, LuongSeq2Seq
 from .transformer import Transformer, TransformerConfig
@@ -19,6 +20,10 @@ __all__ = [
     "LuongSeq2Seq",
     "RnnSeq2Seq",
     "RnnSeq2SeqConfig",
+    "SaganConfig",
+    "SaganDiscriminator",
+    "SaganGenerator",
+    "SelfAttention2d",
     "Transformer",
     "TransformerConfig",
 ]
