@@ -3,10 +3,12 @@
 from .captioning import CaptionConfig, CaptionModel
 from .config import Config
 from .gpt import GPT, GPTConfig
+from .music_transformer import MusicTransformer, MusicTransformerConfig
 from .sagan import SaganConfig, SaganDiscriminator, SaganGenerator, SelfAttention2d
 from .seq2seq import RnnSeq2Seq, RnnSeq2SeqConfig
 from .seq2seq_attention import BahdanauConfig, BahdanauSeq2Seq, LuongConfig, LuongSeq2Seq
 from .transformer import Transformer, TransformerConfig
+from .vit import ViT, ViTConfig
 
 __all__ = [
     "GPT",
@@ -18,6 +20,8 @@ __all__ = [
     "GPTConfig",
     "LuongConfig",
     "LuongSeq2Seq",
+    "MusicTransformer",
+    "MusicTransformerConfig",
     "RnnSeq2Seq",
     "RnnSeq2SeqConfig",
     "SaganConfig",
@@ -26,4 +30,6 @@ __all__ = [
     "SelfAttention2d",
     "Transformer",
     "TransformerConfig",
+    "ViT",
+    "ViTConfig",
 ]
