@@ -5,6 +5,8 @@ from .core.attention import attention
 from .core.backends import backends, use_backend
 from .core.explain import explain
 from .core.geometry import Causal, Full, Local1d, Local2d
+from .core.merge import merge
+from .core.pattern import Pattern
 from .core.score import Relative
 from .local import local_attention_1d, local_attention_2d
 from .relative import relative_attention
@@ -15,6 +17,7 @@ __all__ = [
     "Full",
     "Local1d",
     "Local2d",
+    "Pattern",
     "Relative",
     "attention",
     "backends",
@@ -22,6 +25,7 @@ __all__ = [
     "explain",
     "local_attention_1d",
     "local_attention_2d",
+    "merge",
     "relative_attention",
     "use_backend",
 ]
