@@ -79,7 +79,7 @@ def call_operator(
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
     return ops.call(
-        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, query_offset,
+        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, geometry.table, query_offset,
         geometry.name, geometry.extent(), clip, scale, rel_scale,
     )  # fmt: skip
 

@@ -136,8 +136,6 @@ def can_run(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
         return triton_error() or triton_limit(q, v, geometry)
     if name != "cpu":
         return status(name).reason
-    if geometry.name == "pattern":
-        return "it has no Pattern"
     if q.device.type != "cpu":
         return f"inputs are on {q.device}"
     if max(q.shape[3], v.shape[3]) > MAX_HEAD_DIM:

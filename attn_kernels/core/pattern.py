@@ -6,7 +6,6 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from .geometry import Geometry, Run, check_count
 
 GROUP = 64  # query rows that share a list of runs, and bits in a word
 CELL = 16  # keys in a tile: runs start at multiples of it
+PIECE = 2048  # keys that a predicate is asked about at a time
 RUN_NUMBERS = 4  # of a run in the table: start, stop, keys before it, place of its first word
 
 
@@ -45,8 +45,7 @@ class Pattern(Geometry):
     name: ClassVar[str] = "pattern"
 
     def __post_init__(self) -> None:
-        content = ctypes.string_at(self.table.data_ptr(), self.table.nbytes)
-        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        digest = hashlib.blake2b(content(self.table), digest_size=16).hexdigest()
         object.__setattr__(self, "digest", digest)
 
     @classmethod
@@ -59,33 +58,34 @@ class Pattern(Geometry):
                 "Pattern: mask must be a bool tensor [queries, keys],"
                 f" got {list(mask.shape)} of {str(mask.dtype).removeprefix('torch.')}"
             )
-        return compiled(lambda start, stop: mask[start:stop].cpu(), *mask.shape)
+        return compiled(lambda rows, keys: mask[rows][:, keys].cpu(), *mask.shape)
 
     @classmethod
     def from_function(
         cls, function: Callable[[Tensor, Tensor], Tensor], q_len: int, k_len: int
     ) -> Pattern:
-        """function(q_pos, k_pos) -> bool: of int tensors [n, 1] and [1, k_len], as FlexAttention's
-        mask_mod without its first two arguments. It is called once for every 64 rows, on the CPU.
+        """function(q_pos, k_pos) -> bool: of int tensors [n, 1] and [1, m], as FlexAttention's
+        mask_mod without its first two arguments. It is called for pieces of 64 x 2048, on the CPU.
         """
         check_count("Pattern", "q_len", q_len, 0)
         check_count("Pattern", "k_len", k_len, 0)
-        k_pos = torch.arange(k_len).unsqueeze(0)
 
-        def rows(start: int, stop: int) -> Tensor:
-            seen = function(torch.arange(start, stop).unsqueeze(1), k_pos)
+        def piece(rows: slice, keys: slice) -> Tensor:
+            q_pos = torch.arange(rows.start, rows.stop).unsqueeze(1)
+            k_pos = torch.arange(keys.start, keys.stop).unsqueeze(0)
+            seen = function(q_pos, k_pos)
             if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
                 got = str(seen.dtype) if isinstance(seen, Tensor) else type(seen).__name__
                 raise TypeError(f"Pattern: function must return a bool tensor, got {got}")
             try:
-                return seen.expand(stop - start, k_len)
+                return seen.expand(len(q_pos), k_pos.shape[1])
             except RuntimeError:
                 raise ValueError(
-                    f"Pattern: function must return a tensor that broadcasts to"
-                    f" [{stop - start}, {k_len}], got {list(seen.shape)}"
+                    "Pattern: function must return a tensor that broadcasts to"
+                    f" [{len(q_pos)}, {k_pos.shape[1]}], got {list(seen.shape)}"
                 ) from None
 
-        return compiled(rows, q_len, k_len)
+        return compiled(piece, q_len, k_len)
 
     def extent(self) -> tuple[int, ...]:
         return self.q_len, self.k_len, self.n_runs
@@ -142,8 +142,17 @@ class Pattern(Geometry):
 
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
-        bounds = [*range(start, stop, GROUP), stop]
-        return sum(int(self.rows(*piece)[:, :k_len].sum()) for piece in pairwise(bounds))
+        if self.n_runs == 0 or start >= stop:
+            return 0
+        bits_in_byte = sum(torch.arange(256) >> i & 1 for i in range(8))
+        pairs = 0
+        for group in range(start // GROUP, group_count(stop)):
+            first, rows = group * GROUP, full_words(torch.tensor(group), stop)
+            if start > first:
+                rows = rows & -(1 << start - first)
+            words = self.words(group, group + 1)[0, :k_len] & rows
+            pairs += int(bits_in_byte[words.view(torch.uint8).int()].sum())
+        return pairs
 
 
 def group_count(q_len: int) -> int:
@@ -151,7 +160,7 @@ def group_count(q_len: int) -> int:
 
 
 def full_words(groups: Tensor, q_len: int) -> Tensor:
-    """The word of a key that every query of the group sees: one bit for each row there is."""
+    """Words with a bit for each of a group's rows before q_len: what all of them see."""
     n_rows = (q_len - groups * GROUP).clamp(max=GROUP)
     return torch.where(n_rows == GROUP, -1, (1 << n_rows % GROUP) - 1)
 
@@ -165,23 +174,34 @@ def pack(seen: Tensor) -> Tensor:
     return octets.T.contiguous().flatten().view(torch.int64)
 
 
-def compiled(rows: Callable[[int, int], Tensor], q_len: int, k_len: int) -> Pattern:
-    """The pattern whose queries [start, stop) see rows(start, stop); 64 of them at a time."""
-    first_runs, run_tables, word_lists = [0], [], []
-    n_groups = group_count(q_len)
-    n_words = 0
-    for group in range(n_groups):
-        words = pack(rows(group * GROUP, min((group + 1) * GROUP, q_len)))
-        runs, kept = group_runs(words, int(full_words(torch.tensor(group), q_len)), n_words)
+def compiled(piece: Callable[[slice, slice], Tensor], q_len: int, k_len: int) -> Pattern:
+    """The pattern of which piece(rows, keys) is a part of the mask."""
+    pieces = [slice(key, min(key + PIECE, k_len)) for key in range(0, k_len, PIECE)]
+    # Bytes grow in one place; a tensor of each group, between larger ones that come and go, would
+    # leave memory in fragments.
+    first_runs, all_runs, all_words = [0], bytearray(), bytearray()
+    for group in range(group_count(q_len)):
+        rows = slice(group * GROUP, min((group + 1) * GROUP, q_len))
+        packed = [pack(piece(rows, keys)) for keys in pieces]
+        words = torch.cat([torch.empty(0, dtype=torch.int64), *packed])
+        full = int(full_words(torch.tensor(group), q_len))
+        runs, kept = group_runs(words, full, len(all_words) // 8)
         first_runs.append(first_runs[-1] + len(runs))
-        run_tables.append(runs)
-        word_lists.append(kept)
-        n_words += len(kept)
-    runs = torch.cat([torch.empty(0, RUN_NUMBERS, dtype=torch.int64), *run_tables])
-    before_words = len(first_runs) + runs.numel()
-    runs[:, 3] += torch.where(runs[:, 3] >= 0, before_words, 0)
-    table = torch.cat([torch.tensor(first_runs), runs.flatten(), *word_lists])
-    return Pattern(q_len, k_len, len(runs), table)
+        all_runs += content(runs)
+        all_words += content(kept)
+    runs, words = (
+        torch.frombuffer(x, dtype=torch.int64) if x else torch.empty(0, dtype=torch.int64)
+        for x in (all_runs, all_words)
+    )
+    places = runs[RUN_NUMBERS - 1 :: RUN_NUMBERS]
+    places += torch.where(places >= 0, len(first_runs) + len(runs), 0)
+    table = torch.cat([torch.tensor(first_runs), runs, words])
+    return Pattern(q_len, k_len, first_runs[-1], table)
+
+
+def content(x: Tensor) -> bytes:
+    """The bytes of a contiguous tensor."""
+    return ctypes.string_at(x.data_ptr(), x.nbytes) if x.nbytes else b""
 
 
 def group_runs(words: Tensor, full: int, place: int) -> tuple[Tensor, Tensor]:
