@@ -9,6 +9,7 @@ from .core.merge import merge
 from .core.pattern import Pattern
 from .core.score import Relative
 from .local import local_attention_1d, local_attention_2d
+from .picture import plot
 from .relative import relative_attention
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "local_attention_1d",
     "local_attention_2d",
     "merge",
+    "plot",
     "relative_attention",
     "use_backend",
 ]
