@@ -12,7 +12,6 @@ HAS_TORCH := $(shell $(PYTHON) tools/environment.py has-torch 2>/dev/null)
 ifeq ($(HAS_TORCH),yes)
   RUN := $(PYTHON)
   ENVIRONMENT := check-tools
-  DRAWING := check-bench
   SPHINX := check-docs
 else
   RUN := $(VENV)/bin/python
@@ -20,12 +19,12 @@ else
 endif
 
 .PHONY: test bench record readme docs build testing-build lint format sanitize symbols wheel-check \
-  clean check-tools check-bench check-docs
+  clean check-tools check-docs
 .DELETE_ON_ERROR:
 
 # --- Environment ---
 
-check-tools check-bench check-docs: check-%:
+check-tools check-docs: check-%:
 	@$(PYTHON) tools/environment.py check-tools $*
 
 $(VENV)/.complete: $(wildcard requirements/*.txt)
@@ -60,13 +59,13 @@ RECORD_THREADS ?= 1,2
 RECORD_BUDGET ?= 1
 RECORD_ARGS ?=
 
-record: build $(DRAWING)
+record: build
 	$(RUN) -m benchmarks --full --dtype float32,bfloat16 --sweep all --threads $(RECORD_THREADS) \
 	  --budget $(RECORD_BUDGET) --save benchmarks/results $(RECORD_ARGS)
 	$(RUN) -m benchmarks.readme
 
 # What README and docs/ hold of recorded results and of the code.
-readme: build $(DRAWING)
+readme: build
 	$(RUN) -m benchmarks.readme
 
 # Pages in build/docs; a warning is an error.

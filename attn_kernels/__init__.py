@@ -7,9 +7,9 @@ from .core.explain import explain
 from .core.geometry import Causal, Full, Local1d, Local2d
 from .core.merge import merge
 from .core.pattern import Pattern
-from .core.plot import Picture, plot
 from .core.score import Relative
 from .local import local_attention_1d, local_attention_2d
+from .picture import plot
 from .relative import relative_attention
 
 __version__ = "0.1.0"
@@ -19,7 +19,6 @@ __all__ = [
     "Local1d",
     "Local2d",
     "Pattern",
-    "Picture",
     "Relative",
     "attention",
     "backends",

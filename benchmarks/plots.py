@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INSTALL = "pip install -r requirements/bench.txt"
+INSTALL = "pip install matplotlib"
 OURS_COLOUR, GREY = "#b5302a", "#5f6b76"
 COLOURS = (
     "#2f6690", "#6a994e", "#8d6a9f", "#c98a2b", "#4d908e", "#7f5539", "#3a3a3a", "#a3b18a",
@@ -208,10 +208,11 @@ def figures(recording: Recording) -> dict[str, Figure]:
     return drawn
 
 
-def as_svg(drawn: Figure, description: str = "") -> str:
+def as_svg(drawn: Figure) -> str:
     """The figure as text, the same for the same data."""
+    require()  # its settings, also for figures made elsewhere
     text = io.StringIO()
-    drawn.savefig(text, format="svg", metadata={"Date": None, "Description": description or None})
+    drawn.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 

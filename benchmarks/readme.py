@@ -10,11 +10,16 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import drawings, plots, summary, support
+from . import plots, summary, support
+from .drawings import DRAWINGS, Drawing
 from .results import Recording, Result, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 README, DOCS, RESULTS = ROOT / "README.md", ROOT / "docs", ROOT / "benchmarks" / "results"
@@ -36,8 +41,7 @@ def texts(found: list[Recording]) -> dict[Path, str]:
     page = README.read_text()
     for name, text in parts.items():
         page = replaced(page, name, text)
-    drawn = {PICTURES / name: picture.svg for name, picture in drawings.drawings().items()}
-    return {README: page, FULL_TABLES: summary.full_tables(found), **drawn}
+    return {README: page, FULL_TABLES: summary.full_tables(found)}
 
 
 def replaced(page: str, name: str, text: str) -> str:
@@ -49,40 +53,47 @@ def replaced(page: str, name: str, text: str) -> str:
     return before + begin + text + end + rest.split(end)[1]
 
 
-def fingerprint(results: Iterable[Result]) -> str:
-    """What a picture is drawn from, in a few digits: the picture carries them."""
-    data = json.dumps([asdict(result) for result in results])
-    return "data " + hashlib.sha256(data.encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Plot:
+    """A picture of results: what kind, and of what. As Drawing, a picture of a geometry."""
+
+    kind: str
+    shown: list[list[Result]]
+
+    def fingerprint(self) -> str:
+        """What it is drawn from, in a few digits: the file carries them."""
+        data = json.dumps([asdict(result) for results in self.shown for result in results])
+        return "data " + hashlib.sha256(data.encode()).hexdigest()[:16]
+
+    def draw(self) -> Figure:
+        """The picture."""
+        return plots.overview(self.shown) if self.kind == "speed" else plots.scaling(self.shown[0])
 
 
-def pictures(found: list[Recording]) -> dict[Path, tuple[str, list[list[Result]]]]:
-    """Every generated picture: its kind and what it shows."""
-    wanted = {}
+def pictures(found: list[Recording]) -> dict[Path, Plot | Drawing]:
+    """Every generated picture."""
+    wanted: dict[Path, Plot | Drawing] = {PICTURES / k: v for k, v in DRAWINGS.items()}
     for recording in found:
         for kind, shown in summary.pictures(recording).items():
-            name = summary.picture_name(kind, recording)
-            wanted[PICTURES / name] = (kind, shown)
+            wanted[PICTURES / summary.picture_name(kind, recording)] = Plot(kind, shown)
     return wanted
 
 
-def is_current(path: Path, shown: list[list[Result]]) -> bool:
-    """Whether a picture was drawn from these results."""
-    flat = [result for results in shown for result in results]
-    return path.exists() and fingerprint(flat) in path.read_text()
+def is_current(path: Path, picture: Plot | Drawing) -> bool:
+    """Whether the file shows this. Its bytes may be those of another version of matplotlib."""
+    return path.exists() and picture.fingerprint() in path.read_text()
 
 
-def draw(path: Path, kind: str, shown: list[list[Result]]) -> None:
+def draw(path: Path, picture: Plot | Drawing) -> None:
     """Write one picture."""
-    made = plots.overview(shown) if kind == "speed" else plots.scaling(shown[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = [result for results in shown for result in results]
-    path.write_text(plots.as_svg(made, fingerprint(flat)))
+    path.write_text(f"{plots.as_svg(picture.draw())}<!-- {picture.fingerprint()} -->\n")
 
 
 def stray(wanted: Iterable[Path]) -> list[Path]:
-    """Generated pictures of results that are no longer there."""
+    """Pictures of what is no longer there."""
     kept = set(wanted)
-    return [path for path in PICTURES.glob("results-*.svg") if path not in kept]
+    return [path for path in PICTURES.glob("*.svg") if path not in kept]
 
 
 def out_of_date() -> list[Path]:
@@ -90,7 +101,7 @@ def out_of_date() -> list[Path]:
     found = recordings()
     shown = pictures(found)
     wrong = [p for p, text in texts(found).items() if not p.exists() or p.read_text() != text]
-    wrong += [path for path, (_, results) in shown.items() if not is_current(path, results)]
+    wrong += [path for path, picture in shown.items() if not is_current(path, picture)]
     return wrong + stray(shown)
 
 
@@ -101,9 +112,9 @@ def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     shown = pictures(found)
-    for path, (kind, results) in shown.items():
-        if not is_current(path, results):
-            draw(path, kind, results)
+    for path, picture in shown.items():
+        if not is_current(path, picture):
+            draw(path, picture)
     for path in stray(shown):
         path.unlink()
 

@@ -6,8 +6,7 @@ from importlib import metadata
 
 MIN_PYTHON, MIN_TORCH = (3, 10), (2, 11)
 TOOLS = {
-    "tools": ("pytest", "hypothesis", "numpy", "pybind11", "setuptools", "ruff"),
-    "bench": ("matplotlib", "pytest_benchmark"),
+    "tools": ("pytest", "hypothesis", "numpy", "pybind11", "setuptools", "ruff", "matplotlib"),
     "docs": ("sphinx", "myst_parser"),
 }
 

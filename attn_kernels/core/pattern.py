@@ -39,9 +39,9 @@ class Pattern(Geometry):
 
     q_len: int
     k_len: int
-    n_runs: int
+    n_runs: int = field(repr=False)
     table: Tensor = field(repr=False, compare=False)
-    digest: str = field(init=False)
+    digest: str = field(init=False, repr=False)
     name: ClassVar[str] = "pattern"
 
     def __post_init__(self) -> None:
