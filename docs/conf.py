@@ -19,3 +19,26 @@ html_copy_source = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature has them
 napoleon_numpy_docstring = False
+
+SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Yields:")
+
+
+def plain_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings are plain text: an indented block is a formula, an asterisk an asterisk."""
+    written: list[str] = []
+    heading, formula = "", False
+    for line in lines:
+        indented = line.startswith("    ")
+        if line.strip() and not indented:
+            heading, formula = line.strip(), False
+        starts_block = indented and written and not written[-1].strip()
+        if starts_block and not formula and heading not in SECTIONS:
+            written += ["::", ""]
+            formula = True
+        written.append(line if formula else line.replace("*", r"\*"))
+    lines[:] = written
+
+
+def setup(app) -> None:
+    """Read docstrings as they are meant, before napoleon reads their sections."""
+    app.connect("autodoc-process-docstring", plain_to_rst, priority=100)

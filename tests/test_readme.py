@@ -51,7 +51,8 @@ def test_every_geometry_and_score_has_a_page():
 def test_links_and_pictures_exist():
     """Relative links of every page lead to files."""
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        text = page.read_text()
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
