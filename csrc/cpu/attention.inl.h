@@ -23,6 +23,7 @@ inline void release_tiles() {}
 #endif
 #include "elements.h"
 #include "tile.h"
+#include "pattern_tile.h"
 #include "kept.h"
 #include "band.h"
 #include "forward.h"
