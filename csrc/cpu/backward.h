@@ -80,7 +80,8 @@ struct BackwardTile {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
-    for_steps(tile, 0, 1, p.rel_k.data != nullptr, [&](int64_t key, int n) { step(p, tile, key, n); });
+    for_steps(tile, 0, 1, p.rel_k.data != nullptr,
+              [&](int64_t key, int n) { step(p, tile, key, n); });
     finish(p, tile);
   }
 

@@ -126,16 +126,15 @@ inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relativ
   return int(at_most(n, run.stop - run.start));
 }
 
-// Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time. Steps
-// end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
+// Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time.
+// Steps end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
 template <typename T, typename Step>
 ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, bool relative,
                            const Step& step) {
   const bool in_sequence = keys_in_sequence(tile.geometry);
   const int64_t before = in_sequence ? tile.queries.k_pos % kStepKeys : 0;
   const int64_t steps = ceil_div(before + tile.queries.n_keys, kStepKeys);
-  const int64_t end =
-      at_most(steps * (part + 1) / parts * kStepKeys - before, tile.queries.n_keys);
+  const int64_t end = at_most(steps * (part + 1) / parts * kStepKeys - before, tile.queries.n_keys);
   int64_t start = at_least(steps * part / parts * kStepKeys - before, 0);
   while (start < end) {
     const int64_t whole = in_sequence ? kStepKeys - (before + start) % kStepKeys : kStepKeys;
@@ -193,8 +192,8 @@ inline const E* head_rows(const Tile<T>& tile, const View& view) {
 }
 
 template <typename E, typename T>
-inline Matrix<E> gather_pattern_rows(const Tile<T>& tile, Matrix<E> head, int64_t dim, int64_t start,
-                                   int n, const uint64_t* seen_by, E* buffer);
+inline Matrix<E> gather_pattern_rows(const Tile<T>& tile, Matrix<E> head, int64_t dim,
+                                     int64_t start, int n, const uint64_t* seen_by, E* buffer);
 
 // The rows of keys (or values) [start, start + n) in gathered order: in place where they lie
 // together, else copied to `buffer`.
