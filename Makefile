@@ -69,7 +69,7 @@ readme: build
 	$(RUN) -m benchmarks.readme
 
 # Pages in build/docs; a warning is an error.
-docs: build $(SPHINX)
+docs: $(ENVIRONMENT) $(SPHINX)
 	$(RUN) -m sphinx -q -W -d build/doctrees docs build/docs
 	@echo "open build/docs/index.html"
 
