@@ -169,8 +169,10 @@ def show(chosen: argparse.Namespace) -> int:
 
 def on_gpu(chosen: argparse.Namespace) -> int:
     """Hand over to benchmarks.gpu."""
-    from . import gpu
-
+    try:
+        from . import gpu
+    except ImportError as error:
+        sys.exit(f"--device cuda: {error}")
     arguments = ["--only", ",".join(chosen.op)]
     arguments += ["--out", str(chosen.out)] if chosen.out else []
     arguments += ["--budget", str(chosen.budget)] if chosen.budget_given else []

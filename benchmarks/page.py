@@ -13,7 +13,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; font-size: 13px; }
 td, th { padding: 2px 10px; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; }
+td:first-child, th:first-child, td:last-child, th:last-child { text-align: left; }
 td:nth-child(2) { font-weight: 600; }
 pre { background: #f5f5f3; padding: 0.8em; overflow-x: auto; font-size: 13px; }
 svg { max-width: 100%; height: auto; }

@@ -130,7 +130,17 @@ def table(results: list[Result]) -> Table:
 
     speed = "GB/s" if first.reads_only else "GFLOP/s"
     rows = [
-        ["shape", "ours", *others, "vs best peer", speed, "of peak", "extra MiB", "best peer's"]
+        [
+            "shape",
+            "ours",
+            *others,
+            "vs best peer",
+            speed,
+            "of peak",
+            "extra MiB",
+            "best peer's",
+            "from",
+        ]
     ]
     for r in results:
         speedup = "-" if r.speedup is None else f"{r.speedup:.2f}x {r.best_peer}"
@@ -138,7 +148,7 @@ def table(results: list[Result]) -> Table:
         best = mebibytes(r.entries[r.best_peer] if r.best_peer else None)
         times = [cell(r.entries.get(name)) for name in (OURS, *others)]
         memory = [mebibytes(r.entries[OURS]), best]
-        rows.append([r.shape, *times, speedup, f"{r.rate / 1e9:.1f}", peak, *memory])
+        rows.append([r.shape, *times, speedup, f"{r.rate / 1e9:.1f}", peak, *memory, r.source])
     title = f"{first.title}, {first.dtype}, {DIRECTIONS[first.direction]}"
     notes = [f"({i}) {note}" for i, note in enumerate(notes, 1)]
     return Table(f"{title}, {threads_text(first.threads)}", rows, notes, speedup_summary(results))
@@ -150,7 +160,8 @@ def as_text(found: Table) -> str:
     lines = [found.title]
     for row in found.rows:
         cells = [f"{row[0]:<{widths[0]}}"]
-        cells += [f"{text:>{width}}" for text, width in zip(row[1:], widths[1:], strict=True)]
+        cells += [f"{text:>{width}}" for text, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        cells.append(row[-1])
         lines.append("  ".join(cells).rstrip())
     return "\n".join([*lines, *found.notes, *filter(None, [found.summary])])
 

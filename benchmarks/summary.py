@@ -6,7 +6,7 @@ import re
 import statistics
 
 from .report import duration, grouped, mebibytes, threads_text
-from .results import DIRECTIONS, OURS, Recording, Result
+from .results import DIRECTIONS, OURS, Entry, Recording, Result
 from .sweeps import fits, power, swept
 
 SHOWN_SWEEPS = ("relative", "local_1d")  # along length, forward and backward, in float32
@@ -173,5 +173,10 @@ def full_table(results: list[Result]) -> list[str]:
                 f"{mebibytes(r.entries[OURS])}, {r.best_peer or 'peer'} {mebibytes(best)}",
             ]
         )
+    beside = [r.entries.get("our causal", Entry()).seconds for r in results]
+    if any(beside):  # what the relative term costs
+        head.append("times our causal")
+        for r, row in zip(results, rows, strict=True):
+            row.append(f"{r.entries[OURS].median / r.entries['our causal'].median:.2f}")
     title = f"### {first.op}, {first.dtype}, {DIRECTIONS[first.direction]}, "
     return [title + threads_text(first.threads), "", *markdown_table(head, rows)]
