@@ -40,15 +40,16 @@ CATEGORICAL, LOGISTIC = "categorical", "logistic"
 class ImageTransformerConfig(Config):
     """Sizes of an Image Transformer.
 
-    image, channels, levels: rows and columns, channels, and values 0 .. levels - 1 of each.
-    output: "categorical", a softmax for every channel, so the canvas is rows x (cols * channels);
-        or "logistic", a mixture for every pixel, and the canvas is rows x cols.
-    block, memory: of one number each for 1-D local attention along the raster scan (a query block
-        and how many cells before it), of two for 2-D (rows and columns of the canvas).
-    classes: 0 is unconditional.
-    source, encoder_layers: the size of the small image, for super-resolution.
-    head_dim: default dim / heads.
-    blockwise_shift: see `read_before`; for weights of tensor2tensor's 2-D models.
+    Args:
+        image, channels, levels: rows and columns, channels, and values 0 .. levels - 1 of each.
+        output: "categorical", a softmax for every channel, so the canvas is rows x (cols *
+            channels); or "logistic", a mixture for every pixel, and the canvas is rows x cols.
+        block, memory: of one number each for 1-D local attention along the raster scan (a query
+            block and how many cells before it), of two for 2-D (rows and columns of the canvas).
+        classes: 0 is unconditional.
+        source, encoder_layers: the size of the small image, for super-resolution.
+        head_dim: default dim / heads.
+        blockwise_shift: see `read_before`; for weights of tensor2tensor's 2-D models.
 
     The presets have the sizes of the paper's section 5, and of tensor2tensor's configurations
     (img2img_transformer2d_n103, img2img_transformer_b3) where the paper leaves them open.
