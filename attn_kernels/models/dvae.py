@@ -130,12 +130,13 @@ class DiscreteVae(nn.Module):
 
     Temperature falls from 1 to 1 / 16 in the paper. Convolutions start from a normal distribution
     of variance 1 / fan-in, as in the published code (inference only), whose networks these are.
-    There is no attention here, so no `backend`.
+    There is no attention for `backend` to compute; the argument is here because every model has it.
     """
 
-    def __init__(self, config: DiscreteVaeConfig) -> None:
+    def __init__(self, config: DiscreteVaeConfig, backend: str | None = None) -> None:
         super().__init__()
-        self.config = c = config
+        self.config, self.backend = config, backend
+        c = config
         widths = [c.hidden << group for group in range(c.groups)]
         self.encoder = nn.Sequential(
             convolution(c.channels, c.hidden, 7),
