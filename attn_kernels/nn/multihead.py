@@ -128,7 +128,7 @@ class MultiheadAttention(nn.Module):
             query, key, value: [B, L, dim] if batch_first, else [L, B, dim]; or [L, dim].
             key_padding_mask: [B, Lk] (or [Lk]), true or -inf where a key is padding.
             attn_mask: [Lq, Lk] or [B * H, Lq, Lk], true or -inf where a key is hidden.
-            is_causal: query i sees keys 0..i. It needs no attn_mask here, and with one says nothing.
+            is_causal: query i sees keys 0..i. It needs no attn_mask, and with one says nothing.
         """
         if self.training and self.dropout > 0:
             raise NotImplementedError(
