@@ -163,6 +163,8 @@ def test_writing(tmp_path):
     notes = [Note(60, 64, 0, 0.5), Note(60, 64, 0.5, 1.0), Note(72, 100, 0, 1.0, channel=5)]
     write_midi(tmp_path / "song.mid", notes, tempo=1_000_000)
     assert read_midi(tmp_path / "song.mid") == [notes[0], notes[2], notes[1]]
+    short = [Note(60, 64, 0.5, 0.5), Note(62, 64, 1, 2)]  # one tick long, not to the end
+    assert read_midi(midi_bytes(short, ticks_per_beat=500))[0] == Note(60, 64, 0.5, 0.501)
     with pytest.raises(ValueError, match="ticks_per_beat must be in 1 to 32767, got 0"):
         midi_bytes(notes, ticks_per_beat=0)
     with pytest.raises(ValueError, match="Note: pitch must be in 0 to 127, got 128"):

@@ -86,6 +86,13 @@ def test_the_baseline_has_no_tables():
         assert sum(name.endswith("rel_k") for name in names) == count
 
 
+def test_beyond_the_table():
+    """Both know the first 5 distances, and only those."""
+    zero, clip = (tiny(distances=5, beyond=beyond, layers=1) for beyond in ("zero", "clip"))
+    same = torch.isclose(zero(tokens()), clip(tokens()), atol=1e-6).all(-1).all(0)
+    assert same.tolist() == [True] * 5 + [False] * 9
+
+
 def test_what_follows_a_melody_changes_nothing():
     model, x = tiny(melody_vocab=7), tokens()
     given = melody(model)
