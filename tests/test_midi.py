@@ -201,10 +201,12 @@ class TestPerformance:
         assert all(0 <= event < 388 for event in events)
 
     def test_whatever_is_sampled_is_decoded(self):
-        events = [START, 128 + 5, 60, 60, 300, 188, 128 + 7, 356, 61, 256, END, 62]
+        on, off, shift, soft = 0, 128, 256, 356
+        events = [START, off + 5, on + 60, soft, on + 60, shift + 44, off + 60, off + 7, on + 61]
+        events += [on + 63, off + 63, shift, END, on + 62, shift]
         assert decode_performance(events) == [
-            Note(60, 100, 0, 0.45),
-            Note(60, 100, 0, 0.46),
+            Note(60, 100, 0, 0.45),  # the older one
+            Note(60, 1, 0, 0.46),
             Note(61, 1, 0.45, 0.46),
         ]
         with pytest.raises(ValueError, match=r"events must lie in \[0, 390\), got 390"):
