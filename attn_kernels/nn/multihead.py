@@ -130,11 +130,41 @@ class MultiheadAttention(nn.Module):
             attn_mask: [Lq, Lk] or [B * H, Lq, Lk], true or -inf where a key is hidden.
             is_causal: query i sees keys 0..i. It needs no attn_mask, and with one says nothing.
         """
+        self.check(query, key, value)
+        batched, same = query.dim() == 3, query is key and key is value
+        parts = [query] if same else [query, key, value]
+        if not batched:
+            parts = [x.unsqueeze(0) for x in parts]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            parts = [x.transpose(0, 1) for x in parts]
+        q, k, v = self.project(*(parts * 3 if same else parts))
+        key_lengths = None
+        geometry = Causal() if is_causal else Full()
+        if key_padding_mask is not None:
+            key_lengths = lengths_of(key_padding_mask, (k.shape[0], k.shape[2]))
+        if attn_mask is not None:
+            visible = visible_of(attn_mask, q.shape[2], k.shape[2])
+            geometry = self.geometry_of(visible)
+        out, lse = attention(
+            q, k, v, geometry, key_lengths=key_lengths, query_offset=0, return_lse=True,
+            backend=self.backend,
+        )  # fmt: skip
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        weights = None
+        if need_weights:
+            weights = attention_weights(q, k, lse, geometry, key_lengths)
+            weights = weights.mean(1) if average_attn_weights else weights
+        if not batched:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Raise unless the layer may be called with these."""
         if self.training and self.dropout > 0:
             raise NotImplementedError(
                 f"dropout must be 0 in training, got {self.dropout}: it acts on attention weights"
             )
-        batched = query.dim() == 3
         for name, x, dim in (
             ("query", query, self.embed_dim),
             ("key", key, self.kdim),
@@ -145,36 +175,6 @@ class MultiheadAttention(nn.Module):
                     f"{name} must have shape [*, *, {dim}] or [*, {dim}] and as many dimensions as"
                     f" query, got {list(x.shape)}"
                 )
-        same = query is key and key is value
-        parts = [query] if same else [query, key, value]
-        if not batched:
-            parts = [x.unsqueeze(0) for x in parts]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            parts = [x.transpose(0, 1) for x in parts]
-        q, k, v = self.project(*(parts * 3 if same else parts))
-        key_lengths = None
-        if key_padding_mask is not None:
-            key_lengths = lengths_of(key_padding_mask, (k.shape[0], k.shape[2]))
-        visible, geometry = None, Full()
-        if attn_mask is not None:
-            visible = visible_of(attn_mask, q.shape[2], k.shape[2])
-            geometry = self.geometry_of(visible)
-        elif is_causal:
-            visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-            geometry = Causal()
-        out, lse = attention(
-            q, k, v, geometry, key_lengths=key_lengths, query_offset=0, return_lse=True,
-            backend=self.backend,
-        )  # fmt: skip
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
-        weights = None
-        if need_weights:
-            weights = attention_weights(q, k, lse, visible, key_lengths)
-            weights = weights.mean(1) if average_attn_weights else weights
-        if not batched:
-            return out.squeeze(0), None if weights is None else weights.squeeze(0)
-        return out if self.batch_first else out.transpose(0, 1), weights
 
 
 def as_bool(name: str, mask: Tensor) -> Tensor:
@@ -216,12 +216,17 @@ def visible_of(mask: Tensor, q_len: int, k_len: int) -> Tensor:
 
 @torch.no_grad()
 def attention_weights(
-    q: Tensor, k: Tensor, lse: Tensor, visible: Tensor | None, key_lengths: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    geometry: Full | Causal | Pattern,
+    key_lengths: Tensor | None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) densely, [B, H, Lq, Lk], from the lse of the fused output."""
     logits = q @ k.mT * q.shape[3] ** -0.5
-    hidden = logits.new_zeros(logits.shape[-2:], dtype=torch.bool) if visible is None else ~visible
+    q_pos = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
+    k_pos = torch.arange(k.shape[2], device=q.device)
+    visible = geometry.visible(q_pos, k_pos)
     if key_lengths is not None:
-        behind = torch.arange(k.shape[2], device=q.device) >= key_lengths.unsqueeze(1)
-        hidden = hidden | behind[:, None, None]
-    return torch.exp(logits - lse.unsqueeze(-1)).masked_fill(hidden, 0).to(q.dtype)
+        visible = visible & (k_pos < key_lengths.view(-1, 1, 1, 1))
+    return torch.exp(logits - lse.unsqueeze(-1)).masked_fill(~visible, 0).to(q.dtype)
