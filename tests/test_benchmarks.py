@@ -210,7 +210,12 @@ def test_readme_is_found_out_of_date(tmp_path, monkeypatch):
     assert readme.out_of_date() == []
     save(recording(result(shape="more"), date="2026-02-01T00:00:00+00:00"), folder / "b.json")
     (picture,) = (tmp_path / "pictures").iterdir()
-    assert set(readme.out_of_date()) == {readme.FULL_TABLES, page, picture}
+    left_over = tmp_path / "pictures" / "of-something-gone.svg"
+    left_over.touch()
+    assert set(readme.out_of_date()) == {readme.FULL_TABLES, page, picture, left_over}
+    readme.write()
+    assert readme.out_of_date() == []
+    assert not left_over.exists()
 
 
 def test_the_report_is_one_file(tmp_path):
