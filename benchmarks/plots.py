@@ -126,7 +126,8 @@ def overview(groups: list[list[Result]]) -> Figure:
         first, known = results[0], [r.speedup for r in results if r.speedup is not None]
         mean = statistics.geometric_mean(known)
         kind = COLOURS[("float32", "bfloat16", "float16", "float64").index(first.dtype)]
-        axes.barh(i, mean, color=kind, alpha=1 if first.direction == "forward" else 0.7)
+        alpha = 1 if first.direction == "forward" else 0.7
+        axes.barh(i, mean - 1, left=1, color=kind, alpha=alpha)
         axes.plot([min(known), max(known)], [i, i], color=GREY, linewidth=1.2)
         axes.annotate(f" {mean:.2f}", (max(known), i), va="center", fontsize=7)
         direction, threads = DIRECTIONS[first.direction], threads_text(first.threads)
@@ -137,8 +138,9 @@ def overview(groups: list[list[Result]]) -> Figure:
     axes.set(
         xscale="log", xlabel="times faster than the best peer: geometric mean, range of shapes"
     )
-    highest = max(r.speedup for results in groups for r in results if r.speedup)
-    ticks = [x for x in (0.5, 1, 2, 4, 8, 16, 32, 64, 128) if x <= 2 * highest]
+    every = [r.speedup for results in groups for r in results if r.speedup]
+    axes.set_xlim(min(0.9, *every) / 1.1, max(1.1, *every) * 1.3)
+    ticks = [2.0**n for n in range(-6, 10) if min(1, *every) <= 2.0**n <= max(1, *every)]
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set_xticks([], minor=True)
     return drawn

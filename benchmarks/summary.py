@@ -9,6 +9,10 @@ from .report import duration, grouped, mebibytes, threads_text
 from .results import DIRECTIONS, OURS, Entry, Recording, Result
 from .sweeps import fits, power, swept
 
+SCALING = (
+    "Powers fitted over the three largest sizes. Memory is all that a call takes: inputs, results,"
+    " and what is allocated besides. Times are at the highest rate that the machine showed."
+)
 SHOWN_SWEEPS = ("relative", "local_1d")  # along length, forward and backward, in float32
 
 
@@ -148,7 +152,7 @@ def full_tables(found: list[Recording]) -> str:
         for results in grouped(recording.results).values():
             lines += full_table(results)
         if sweeps := scaling_table(recording, only_shown=False):
-            lines += ["### Scaling", "", *sweeps]
+            lines += ["### Scaling", "", SCALING, "", *sweeps]
     return "\n".join(lines)
 
 
