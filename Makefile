@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 TEST_ARGS ?=
+# Processes that test at a time.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -48,7 +50,7 @@ testing-build: $(ENVIRONMENT)
 	@echo "building attn_kernels and attn_kernels._testing"; export ATTN_KERNELS_TESTING=1; $(BUILD)
 
 test: testing-build
-	$(RUN) -m pytest $(TEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) $(TEST_ARGS)
 
 bench: build
 	$(RUN) -m benchmarks $(BENCH_ARGS)

@@ -215,6 +215,18 @@ class OperationTests:
         assert not results["grad_k"][unseen].any()
         assert not results["grad_v"][unseen].any()
 
+    @pytest.mark.parametrize("first", [9, 10])
+    def test_future_nan(self, backend: Target, variant: Variant, first: int) -> None:
+        """Nor what a key holds that comes after every query, where more keys lie behind it: kernels
+        that take keys in pairs took the one after the last."""
+        if self.dimensions == 2:
+            return
+        inputs = in_own_dtype(make_inputs(variant, (3,), (70,)), backend)
+        inputs = replace(inputs, query_offset=first)
+        seen = pairs(variant, inputs)[0].any(-2).unsqueeze(-1)
+        k, v = (torch.where(seen, x, math.nan) for x in (inputs.k, inputs.v))
+        check_against_reference(variant, replace(inputs, k=k, v=v), backend)
+
     def test_query_offset(
         self, backend: Target, variant: Variant, shape: Shape, offset: Any
     ) -> None:

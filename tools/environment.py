@@ -6,7 +6,16 @@ from importlib import metadata
 
 MIN_PYTHON, MIN_TORCH = (3, 10), (2, 11)
 TOOLS = {
-    "tools": ("pytest", "hypothesis", "numpy", "pybind11", "setuptools", "ruff", "matplotlib"),
+    "tools": (
+        "pytest",
+        "xdist",
+        "hypothesis",
+        "numpy",
+        "pybind11",
+        "setuptools",
+        "ruff",
+        "matplotlib",
+    ),
     "docs": ("sphinx", "myst_parser"),
 }
 

@@ -48,7 +48,7 @@ def attention(
         out [B, H, Lq, Dv] in q's dtype. A query that sees no key gives 0, and lse -inf.
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
-    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    scale = q.size(3) ** -0.5 if scale is None else float(scale)
     if query_offset is None:
         query_offset = geometry.default_offset(q.shape[2], k.shape[2])
     name, _ = choose(backend, q, v, geometry)

@@ -151,9 +151,9 @@ def can_run(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
         return triton_error() or triton_limit(q, v, geometry)
     if name != "cpu":
         return status(name).reason
-    if q.device.type != "cpu":
+    if not q.is_cpu:
         return f"inputs are on {q.device}"
-    dim = max(q.shape[3], v.shape[3])
+    dim = max(q.size(3), v.size(3))
     if dim > MAX_HEAD_DIM:
         return f"head dim is at most {MAX_HEAD_DIM}, got {dim}"
     return cpu_library.error() or None
@@ -207,11 +207,11 @@ def choose(requested: str | None, q: Tensor, v: Tensor, geometry: Geometry) -> t
     if explicit is not None:
         require(explicit, q, v, geometry)
         return explicit, "requested" if requested else "set by use_backend"
-    native, why = NATIVE.get(q.device.type, NATIVE["cpu"])
+    native, why = NATIVE["cuda" if q.is_cuda else "cpu"]
     reason = can_run(native, q, v, geometry)
     if reason is None:
         return native, why
-    if q.device.type == "cpu" and reason not in _warned and not torch.compiler.is_compiling():
+    if q.is_cpu and reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(
             f"attn_kernels uses the dense reference, O(Lq * Lk) memory: {reason}", stacklevel=4

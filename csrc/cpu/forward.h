@@ -206,7 +206,22 @@ struct ForwardTile {
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), logits);
     }
-    for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
+    weigh(p, tile.lanes, slabs, n_slabs, scale);
+    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
+    for (int s = 0; s < n_slabs; ++s) {
+      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);
+    }
+    if (p.rel_v.data) {
+      zero_outside(tile.lanes, n, slabs, n_slabs, logits);
+      zero_border(logits, n);
+      value_band.add(offset, n, logits);
+    }
+  }
+
+  // logits -> weights of the step's slabs; the sums, and what was summed with an older pivot, follow.
+  void weigh(const ForwardParams& p, int lanes, const Slab* slabs, int n_slabs, T scale) {
+    constexpr int pitch = kTileQueries<T>;
+    for (int lane = 0; lane < lanes; lane += kLanes<T>) {
       Vec<T> factor, maximum = column_maximum(logits, lane, slabs, n_slabs);
       if (kScaleLater<E>) maximum *= set1(scale);
       if (softmax.raise_pivot(lane, maximum, factor)) {
@@ -225,15 +240,6 @@ struct ForwardTile {
                             p.rel_v.data != nullptr);
       }
       store<T>(softmax.sum + lane, sum);
-    }
-    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
-    for (int s = 0; s < n_slabs; ++s) {
-      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);
-    }
-    if (p.rel_v.data) {
-      zero_outside(tile.lanes, n, slabs, n_slabs, logits);
-      zero_border(logits, n);
-      value_band.add(offset, n, logits);
     }
   }
 
