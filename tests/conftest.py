@@ -9,8 +9,12 @@ dense reference, without what only fused kernels have.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+# `pytest` alone finds the benchmarks, and the package where it is not installed.
+sys.path.append(str(Path(__file__).parents[1]))
 os.environ["ATTN_KERNELS_POISON"] = "1"  # read when attn_kernels loads: C++ scratch memory is NaN
 
 import pytest
