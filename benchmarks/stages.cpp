@@ -68,8 +68,8 @@ extern "C" void attn_stages(int64_t dim, double seconds, double* times, int64_t*
   ForwardParams f;
   static_cast<AttentionParams&>(f) = p;
   const int64_t rows = 2 * n, wide = padded<float>(dim), tile_bytes = lanes * wide;
-  const int64_t scratch = scratch_of<ForwardTile<float, float>>(f) +
-                          scratch_of<BackwardTile<float, float>>(p);
+  const int64_t scratch =
+      scratch_of<ForwardTile<float, float>>(f) + scratch_of<BackwardTile<float, float>>(p);
   void* memory = std::aligned_alloc(64, size_t(scratch + 4 * (9 * rows * wide + 8 * tile_bytes)));
   Buffers buffers{reinterpret_cast<float*>(static_cast<char*>(memory) + scratch)};
   float *k = buffers.take(rows * dim), *v = buffers.take(rows * dim), *q = buffers.take(rows * dim),
@@ -87,9 +87,8 @@ extern "C" void attn_stages(int64_t dim, double seconds, double* times, int64_t*
   const auto time = [&](auto work) { *times++ = shortest(seconds, work); };
 
   time([&] { forward.start(f, tile); });
-  time([&] {
-    gemm<Left::kRows>(n, lanes, dim, key_rows, forward.q, forward.logits, pitch, false);
-  });
+  time(
+      [&] { gemm<Left::kRows>(n, lanes, dim, key_rows, forward.q, forward.logits, pitch, false); });
   time([&] { mask_slab<float>(tile, 0, {0, n, 0, lanes, true}, nullptr, 0.0f, forward.logits); });
   time([&] { forward.weigh(f, lanes, &whole, 1, 1.0f); });
   time([&] {

@@ -218,7 +218,8 @@ struct ForwardTile {
     }
   }
 
-  // logits -> weights of the step's slabs; the sums, and what was summed with an older pivot, follow.
+  // logits -> weights of the step's slabs; the sums, and what was summed with an older pivot,
+  // follow.
   void weigh(const ForwardParams& p, int lanes, const Slab* slabs, int n_slabs, T scale) {
     constexpr int pitch = kTileQueries<T>;
     for (int lane = 0; lane < lanes; lane += kLanes<T>) {
