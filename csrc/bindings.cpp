@@ -102,6 +102,7 @@ void run(const Work<Params>& work, const Params& params) {
   std::atomic<int64_t> next{0};
   const auto worker = [&](int64_t, int64_t) {
     Scratch scratch(scratch_bytes);
+    work.start(params, scratch.data());
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       work.run(params, task, scratch.data());
     }

@@ -7,11 +7,13 @@
 namespace attn_kernels {
 
 // One kind of work: `tasks` calls of `run`, in any order, each with `scratch` bytes (64-byte
-// aligned).
+// aligned). A task may find there what an earlier one of the same call has left; `start` comes
+// before the first.
 template <typename Params>
 struct Work {
   int64_t (*tasks)(const Params&);
   int64_t (*scratch)(const Params&);
+  void (*start)(const Params&, void* scratch);
   void (*run)(const Params&, int64_t task, void* scratch);
 };
 

@@ -108,6 +108,10 @@ struct CountTo<0, I...> {
 };
 template <int n>
 using Count = typename CountTo<n>::Type;
+template <int n>
+constexpr int count_of(Ints<n>) {
+  return n;
+}
 
 // The halves of a and b interleaved: a0 b0 a1 b1 ...
 template <typename T, int... I>

@@ -4,12 +4,6 @@
 // Softmax then needs no horizontal reduction, keys and values are broadcast from where they lie,
 // and queries are the only thing packed.
 
-template <typename T>
-constexpr int kTileQueries =
-    256 / int(sizeof(T));       // lanes of a tile: also the row pitch of its matrices
-constexpr int kStepKeys = 128;  // keys a tile takes up at a time
-constexpr int kSlabKeys = 16;   // granularity at which masked steps are cut
-
 // Hands out pieces of one block of scratch memory; over null it only counts.
 struct Arena {
   char* base;
@@ -23,11 +17,6 @@ struct Arena {
   }
 };
 
-template <typename T>
-ATTN_INLINE int64_t padded(int64_t n) {
-  return ceil_div(n, kLanes<T>) * kLanes<T>;
-}
-
 // Some keys of a step and the lanes that see any of them. masked: not every lane sees every key.
 struct Slab {
   int key, keys, lane, lanes;
@@ -38,7 +27,8 @@ template <typename T>
 struct Tile {
   Geometry geometry;
   QueryTile queries;
-  int64_t batch, head, k_head, index;
+  int64_t batch, head, k_head, k_heads, k_len, index;
+  bool cut_at_runs;  // steps hold keys that lie next to each other: a relative term wants them so
   int lanes;  // queries rounded up to whole vectors; lanes behind the last query repeat its span
   typename VecTraits<T>::Bits first[kTileQueries<T>], stop[kTileQueries<T>];
 };
@@ -52,7 +42,8 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
   tile.geometry = p.geometry;
   tile.queries = query_tile(p.geometry, index, kTileQueries<T>, p.q_len, k_len, offset);
   tile.batch = batch, tile.head = head, tile.k_head = head / (p.heads / p.k_heads),
-  tile.index = index;
+  tile.k_heads = p.k_heads, tile.k_len = k_len, tile.index = index;
+  tile.cut_at_runs = p.geometry.kind == GeometryKind::kPattern && p.rel_k.data;
   tile.lanes = int(padded<T>(tile.queries.count));
   for (int i = 0; i < tile.lanes; ++i) {
     const int64_t query = at_most(i, tile.queries.count - 1);
@@ -61,6 +52,39 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
     tile.stop[i] = typename VecTraits<T>::Bits(span.stop);
   }
   return tile;
+}
+
+// How many of the gathered keys [start, stop) a step takes.
+template <typename T>
+inline int step_keys(const Tile<T>& tile, int64_t start, int64_t stop) {
+  if (!tile.cut_at_runs) return int(stop - start);
+  const Span run = key_run(tile.geometry, tile.queries, start);
+  return int(at_most(stop - start, run.stop - run.start));
+}
+
+// Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time.
+// Steps end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
+template <typename T, typename Step>
+ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, const Step& step) {
+  const int64_t before = in_sequence(tile.geometry) ? tile.queries.k_pos % kStepKeys : 0;
+  const int64_t steps = ceil_div(before + tile.queries.n_keys, kStepKeys);
+  const int64_t end = steps * (part + 1) / parts;
+  for (int64_t i = steps * part / parts; i < end; ++i) {
+    int64_t start = at_least(i * kStepKeys - before, 0);
+    const int64_t stop = at_most((i + 1) * kStepKeys - before, tile.queries.n_keys);
+    for (int n; start < stop; start += n) {
+      n = step_keys(tile, start, stop);
+      step(start, n);
+    }
+  }
+}
+
+// From the tile's first query to the step's first key, in one dimension.
+template <typename T>
+inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
+  const int64_t key = tile.cut_at_runs ? key_run(tile.geometry, tile.queries, start).start
+                                       : tile.queries.k_pos + start;
+  return key - tile.queries.q_pos;
 }
 
 // Adds a slab to `count` others, or to the last of them where it goes on with the same lanes.
@@ -76,15 +100,14 @@ inline int add_slab(const Slab& slab, Slab* slabs, int count) {
 }
 
 template <typename T>
-inline int cut_pattern_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs,
-                             uint64_t* seen_by);
+inline int cut_pattern_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs);
 
 // Cuts the step of gathered keys [start, start + n) into slabs. Spans only move forward, so the
-// lanes that see a slab are consecutive. A Pattern also leaves a word per key: who sees it.
+// lanes that see a slab are consecutive.
 template <typename T>
-inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs, uint64_t* seen_by) {
+inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs) {
   if (tile.geometry.kind == GeometryKind::kPattern) {
-    return cut_pattern_slabs(tile, start, n, slabs, seen_by);
+    return cut_pattern_slabs(tile, start, n, slabs);
   }
   const int last = tile.lanes - 1;
   if (tile.first[last] <= start && tile.stop[0] >= start + n) {
@@ -105,14 +128,14 @@ inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs, uin
 }
 
 template <typename T>
-inline void mask_pattern_slab(const Slab& slab, const uint64_t* seen_by, T value, T* matrix);
+inline void mask_pattern_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T value,
+                              T* matrix);
 
 // Sets to `value` what a lane does not see of a masked slab.
 template <typename T>
-inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, const uint64_t* seen_by,
-                      T value, T* matrix) {
+inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T value, T* matrix) {
   if (tile.geometry.kind == GeometryKind::kPattern) {
-    return mask_pattern_slab<T>(slab, seen_by, value, matrix);
+    return mask_pattern_slab<T>(tile, start, slab, value, matrix);
   }
   constexpr int w = kLanes<T>, pitch = kTileQueries<T>;
   for (int lane = slab.lane; lane < slab.lane + slab.lanes; lane += w) {
@@ -127,29 +150,10 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, cons
   }
 }
 
-// How many of the gathered keys [key, end) the next step takes. A relative term wants keys that lie
-// next to each other.
-template <typename T>
-inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relative) {
-  const int64_t n = at_most(end - key, kStepKeys);
-  if (!relative || tile.geometry.kind != GeometryKind::kPattern) return int(n);
-  const Span run = key_run(tile.geometry, tile.queries, key);
-  return int(at_most(n, run.stop - run.start));
-}
-
-// From the tile's first query to the step's first key, in one dimension.
-template <typename T>
-inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
-  const bool in_runs = tile.geometry.kind == GeometryKind::kPattern;
-  const int64_t key =
-      in_runs ? key_run(tile.geometry, tile.queries, start).start : tile.queries.k_pos + start;
-  return key - tile.queries.q_pos;
-}
-
 // Queries carry the scale of the logits where that costs no precision; pairs would round it in, so
 // their logits are scaled afterwards.
 template <typename E>
-constexpr bool kScaleLater = kNumbers<E> == 2;
+constexpr bool kScaleLater = kNumbers<E> == 2 && kParts<E> == 1;
 
 template <typename T>
 inline void scale_slab(const Slab& slab, T factor, T* matrix) {
@@ -177,27 +181,27 @@ inline void zero_outside(int lanes, int n, const Slab* slabs, int n_slabs, T* ma
   }
 }
 
-template <typename E>
-struct Rows {
-  const E* data;
-  int64_t stride;
-};
+// The rows of keys (or values) of the tile's head.
+template <typename E, typename T>
+inline const E* head_rows(const Tile<T>& tile, const View& view) {
+  const int64_t offset = tile.batch * view.batch + tile.k_head * view.head;
+  return static_cast<const E*>(view.data) + offset / kNumbers<E>;
+}
 
 template <typename E, typename T>
-inline Rows<E> gather_pattern_rows(const Tile<T>& tile, Rows<E> head, int64_t dim, int64_t start,
-                                   int n, const uint64_t* seen_by, E* buffer);
+inline Matrix<E> gather_pattern_rows(const Tile<T>& tile, Matrix<E> head, int64_t dim,
+                                     int64_t start, int n, E* buffer);
 
 // The rows of keys (or values) [start, start + n) in gathered order: in place where they lie
-// together, else copied to `buffer`. Pairs are of neighbours within a row.
+// together, else copied to `buffer`.
 template <typename E, typename T>
-inline Rows<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
-                           const uint64_t* seen_by, E* buffer) {
-  const int64_t offset = tile.batch * view.batch + tile.k_head * view.head;
-  const E* head = static_cast<const E*>(view.data) + offset / kNumbers<E>;
+inline Matrix<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start,
+                             int n, E* buffer) {
+  const E* head = head_rows<E>(tile, view);
   const int64_t stride = view.row / kNumbers<E>;
   dim /= kNumbers<E>;
   if (tile.geometry.kind == GeometryKind::kPattern) {
-    return gather_pattern_rows<E>(tile, {head, stride}, dim, start, n, seen_by, buffer);
+    return gather_pattern_rows<E>(tile, {head, stride}, dim, start, n, buffer);
   }
   Span run = key_run(tile.geometry, tile.queries, start);
   if (run.stop - run.start >= n) return {head + run.start * stride, stride};
@@ -208,70 +212,6 @@ inline Rows<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, i
     if (done < n) run = key_run(tile.geometry, tile.queries, start + done);
   }
   return {buffer, dim};
-}
-
-// The same rows as elements of a sum over keys. Numbers are that already.
-template <typename T>
-ATTN_INLINE Rows<T> pair_rows(Rows<T> rows, int64_t, int, T*) {
-  return rows;
-}
-
-// Pairs of neighbouring keys, [ceil(n / 2), dim]; a last key without neighbour is paired with
-// zeros.
-inline Rows<Pair> pair_rows(Rows<Pair> rows, int64_t dim, int n, Pair* buffer) {
-  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
-  typedef uint32_t Words __attribute__((vector_size(kVecBytes)));
-  constexpr int w = kLanes<float>;
-  const auto* from = reinterpret_cast<const uint16_t*>(rows.data);
-  const int64_t stride = 2 * rows.stride;
-  for (int64_t key = 0; key < n; key += 2) {
-    const uint16_t* a = from + key * stride;
-    const uint16_t* b = key + 1 < n ? a + stride : nullptr;
-    Pair* to = buffer + key / 2 * dim;
-    int64_t d = 0;
-    for (; b && d + w <= dim; d += w) {
-      const Words even = __builtin_convertvector(*reinterpret_cast<const Halves*>(a + d), Words);
-      const Words odd = __builtin_convertvector(*reinterpret_cast<const Halves*>(b + d), Words);
-      const Words both = even | odd << 16;
-      __builtin_memcpy(to + d, &both, sizeof(both));
-    }
-    for (; d < dim; ++d) to[d] = {a[d], b ? b[d] : uint16_t(0)};
-  }
-  return {buffer, dim};
-}
-
-// A transposed matrix [rows, lanes] as elements of a sum over its rows. Numbers are that already.
-template <typename T>
-ATTN_INLINE const T* pair_columns(const T* matrix, int64_t, int, T*) {
-  return matrix;
-}
-
-#if defined(ATTN_AVX512_BF16)
-inline const Pair* pair_columns(const float* matrix, int64_t rows, int lanes, Pair* buffer) {
-  constexpr int pitch = kTileQueries<float>, w = kLanes<float>;
-  for (int64_t r = 0; r < rows; r += 2) {
-    for (int lane = 0; lane < lanes; lane += w) {
-      const float* from = matrix + r * pitch + lane;
-      store_pairs(buffer + r / 2 * pitch + lane, load(from), load(from + pitch));
-    }
-  }
-  return buffer;
-}
-
-// Rows [lanes, width] as elements of a sum over lanes, [lanes / 2, width].
-inline const Pair* pair_lanes(const float* rows, int lanes, int64_t width, Pair* buffer) {
-  for (int64_t i = 0; i < lanes; i += 2) {
-    for (int64_t d = 0; d < width; d += kLanes<float>) {
-      const float* from = rows + i * width + d;
-      store_pairs(buffer + i / 2 * width + d, load(from), load(from + width));
-    }
-  }
-  return buffer;
-}
-#endif
-template <typename T>
-ATTN_INLINE const T* pair_lanes(const T* rows, int, int64_t, T*) {
-  return rows;
 }
 
 // The tile's queries (or gradients of its outputs) as rows [lanes, padded dim], zero where there is
@@ -303,4 +243,16 @@ inline void store_queries(const Tile<T>& tile, const T* transposed, int64_t dim,
     store_row(dtype, rows + i * pitch, dim, factor,
               row_of(view, dtype, tile.batch, tile.head, index));
   }
+}
+
+// result[dim, lanes] += rows^T matrix: a product over the keys of a slab. `rows` of the step's keys
+// as pair_keys() gives them, `matrix` [keys, lanes].
+template <typename T, typename E>
+inline void add_over_keys(int64_t dim, const Slab& slab, Matrix<E> rows, Matrix<E> matrix,
+                          T* result) {
+  constexpr int pitch = kTileQueries<T>;
+  const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
+  gemm<kOverKeys<E>>(dim, slab.lanes, depth,
+                     rows.from(kOverKeys<E> == Left::kRows ? key : key * rows.stride),
+                     matrix.from(key * matrix.stride + slab.lane), result + slab.lane, pitch, true);
 }
