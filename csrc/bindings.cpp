@@ -257,7 +257,7 @@ bool has_pairs(const Tensor& x) {
   return even;
 }
 
-// The kernels for these inputs; keys and values stay in their dtype if those multiply bfloat16.
+// The kernels for these inputs; keys and values stay in their dtype if those multiply it.
 struct Choice {
   const Kernels& kernels;
   ScalarType key_type;
@@ -269,6 +269,7 @@ Choice choose(const Inputs& in) {
   if (dtype == ScalarType::BFloat16 && isa().for_bfloat16 && has_pairs(in.k) && has_pairs(in.v)) {
     return {*isa().for_bfloat16, dtype};
   }
+  if (dtype == ScalarType::Half && isa().for_float16) return {*isa().for_float16, dtype};
   return {*isa().for_float, ScalarType::Float};
 }
 

@@ -55,25 +55,22 @@ struct Parts {
 template <typename E>
 constexpr Parts kProducts[1] = {{0, 0}};
 template <>
-constexpr Parts kProducts<Split>[6] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
+constexpr Parts kProducts<Split>[4] = {{1, 1}, {1, 0}, {0, 1}, {0, 0}};
 
 // kM x kN tiles of c; the tiles' shapes are set.
 template <int kM, int kN, typename E>
-inline void amx_block(int rows, int64_t depth, Matrix<E> a, Matrix<E> b, float* c, int64_t c_stride,
+inline void amx_block(int64_t depth, Matrix<E> a, Matrix<E> b, float* c, int64_t c_stride,
                       bool accumulate) {
   static_assert(kM <= 2 && kM * kN <= 4);
   constexpr auto ms = Count<kM>{};
   constexpr auto ns = Count<kN>{};
-  // Sums of split products start at zero: adding their many small terms to large sums would round
-  // each of them.
-  const bool from_zero = !accumulate || kParts<E> > 1;
   each(ms, [&](auto m) {
     each(ns, [&](auto n) {
       constexpr int i = count_of(m), j = count_of(n), tile = i * kN + j;
-      if (from_zero) {
-        zero_tile<tile>();
-      } else {
+      if (accumulate) {
         load_tile<tile>(c + i * kAmxRows * c_stride + j * kAmxRows, c_stride);
+      } else {
+        zero_tile<tile>();
       }
     });
   });
@@ -98,28 +95,19 @@ inline void amx_block(int rows, int64_t depth, Matrix<E> a, Matrix<E> b, float* 
   each(ms, [&](auto m) {
     each(ns, [&](auto n) {
       constexpr int i = count_of(m), j = count_of(n);
-      float* to = c + i * kAmxRows * c_stride + j * kAmxRows;
-      if (kParts<E> > 1 && accumulate) {
-        alignas(64) float sums[kAmxRows * kAmxRows];
-        store_tile<i * kN + j>(sums, kAmxRows);
-        for (int r = 0; r < rows; ++r, to += c_stride) {
-          store<float>(to, load(to) + load(sums + r * kAmxRows));
-        }
-      } else {
-        store_tile<i * kN + j>(to, c_stride);
-      }
+      store_tile<i * kN + j>(c + i * kAmxRows * c_stride + j * kAmxRows, c_stride);
     });
   });
 }
 
 // kM tiles high, as wide as c.
 template <int kM, typename E>
-inline void amx_panel(int rows, int64_t cols, int64_t depth, Matrix<E> a, Matrix<E> b, float* c,
+inline void amx_panel(int64_t cols, int64_t depth, Matrix<E> a, Matrix<E> b, float* c,
                       int64_t c_stride, bool accumulate) {
   constexpr int most = 4 / kM;
   int64_t n = 0;
   const auto block = [&](auto width) {
-    amx_block<kM, count_of(width)>(rows, depth, a, b.from(n), c + n, c_stride, accumulate);
+    amx_block<kM, count_of(width)>(depth, a, b.from(n), c + n, c_stride, accumulate);
     n += count_of(width) * kAmxRows;
   };
   while (n + most * kAmxRows <= cols) block(Ints<most>{});
@@ -137,14 +125,12 @@ inline void amx_depth(int64_t rows, int64_t cols, int64_t depth, int pairs, Matr
   const bool whole = pairs == kAmxPairs && rows % kAmxRows == 0;
   if (pairs < kAmxPairs && rows >= kAmxRows) TileShapes(kAmxRows, pairs).use();
   for (; m + 2 * kAmxRows <= rows; m += 2 * kAmxRows) {
-    amx_panel<2>(kAmxRows, cols, depth, a.from(m * a.stride), b, c + m * c_stride, c_stride,
-                 accumulate);
+    amx_panel<2>(cols, depth, a.from(m * a.stride), b, c + m * c_stride, c_stride, accumulate);
   }
   for (; m < rows; m += kAmxRows) {
     const int n_rows = int(at_most(rows - m, kAmxRows));
     if (n_rows < kAmxRows) TileShapes(n_rows, pairs).use();
-    amx_panel<1>(n_rows, cols, depth, a.from(m * a.stride), b, c + m * c_stride, c_stride,
-                 accumulate);
+    amx_panel<1>(cols, depth, a.from(m * a.stride), b, c + m * c_stride, c_stride, accumulate);
   }
   if (!whole) use_tiles();
 }

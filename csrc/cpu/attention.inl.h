@@ -180,12 +180,11 @@ struct Entry {
 #if defined(ATTN_AVX512_BF16)
 extern const Kernels kernels_bfloat16 = Entry<float, Pair>::kTable;
 #else
+extern const Kernels kernels_float = Entry<float>::kTable;
 extern const Kernels kernels_double = Entry<double>::kTable;
 #endif
 #if defined(ATTN_AMX)
-extern const Kernels kernels_float = Entry<float, Split>::kTable;
-#elif !defined(ATTN_AVX512_BF16)
-extern const Kernels kernels_float = Entry<float>::kTable;
+extern const Kernels kernels_float16 = Entry<float, Split>::kTable;
 #endif
 
 }  // namespace ATTN_ISA

@@ -1,5 +1,6 @@
-// The kernels for x86-64 CPUs with AMX tiles of bfloat16, and AVX-512 (F, BW, DQ, VL, BF16).
-// Floats are multiplied in the tiles too, as split pairs.
+// The kernels for x86-64 CPUs with AMX tiles of bfloat16, and AVX-512 (F, BW, DQ, VL, BF16):
+// bfloat16, and float16 as split pairs. Floats as three parts would be as exact as in
+// attention_avx512.cpp, and no faster.
 #if defined(__x86_64__)
 
 #include <cstdint>

@@ -12,11 +12,12 @@
 
 namespace attn_kernels {
 
-#define KERNELS(name, supported, for_float, for_double, for_bfloat16) \
-  namespace name {                                                    \
-  extern const Kernels kernels_float;                                 \
-  extern const Kernels kernels_double;                                \
-  extern const Kernels kernels_bfloat16;                              \
+#define KERNELS(name, supported, for_float, for_double, for_bfloat16, for_float16) \
+  namespace name {                                                                 \
+  extern const Kernels kernels_float;                                              \
+  extern const Kernels kernels_double;                                             \
+  extern const Kernels kernels_bfloat16;                                           \
+  extern const Kernels kernels_float16;                                            \
   }
 #include "kernels.inc"
 #undef KERNELS
@@ -48,8 +49,8 @@ bool has_avx2() {
 #endif
 bool has_nothing() { return true; }
 
-#define KERNELS(name, supported, for_float, for_double, for_bfloat16) \
-  {#name, supported, &for_float, &for_double, for_bfloat16},
+#define KERNELS(name, supported, for_float, for_double, for_bfloat16, for_float16) \
+  {#name, supported, &for_float, &for_double, for_bfloat16, for_float16},
 const InstructionSet kSets[] = {
 #include "kernels.inc"
 };

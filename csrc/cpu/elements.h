@@ -136,27 +136,23 @@ inline void pair_keys(Matrix<Pair> rows, int64_t dim, int n, Pair* buffer) {
 #endif
 
 #if defined(ATTN_AMX)
-ATTN_INLINE Vec<float> load_first(const float* from, int64_t n) {
-  return n >= kLanes<float> ? load(from) : _mm512_maskz_loadu_ps(__mmask16((1 << n) - 1), from);
-}
-
-inline void pair_dims(Matrix<float> rows, int64_t dim, int n, Split* buffer) {
+inline void pair_dims(Matrix<Half> rows, int64_t dim, int n, Split* buffer) {
   const int64_t stride = padded<float>(dim) / 2, plane = kStepKeys * stride;
   for (int64_t key = 0; key < n; ++key) {
-    const float* from = rows.data + key * rows.stride;
+    const Half* from = rows.data + key * rows.stride;
     for (int64_t d = 0; d < dim; d += kLanes<float>) {
       store_neighbours(buffer + key * stride + d / 2, plane, load_first(from + d, dim - d));
     }
   }
 }
 
-inline void pair_keys(Matrix<float> rows, int64_t dim, int n, Split* buffer) {
+inline void pair_keys(Matrix<Half> rows, int64_t dim, int n, Split* buffer) {
   constexpr int w = kLanes<float>, key_pitch = kStepKeys / 2;
   const int64_t plane = padded<float>(dim) * key_pitch;
   for (int64_t key = 0; key < n; key += w) {
     for (int64_t d = 0; d < dim; d += w) {
       Vec<float> x[w];
-      const float* from = rows.data + key * rows.stride + d;
+      const Half* from = rows.data + key * rows.stride + d;
 #pragma GCC unroll 16
       for (int i = 0; i < w; ++i) {
         x[i] = key + i < n ? load_first(from + i * rows.stride, dim - d) : Vec<float>{};

@@ -38,6 +38,7 @@ struct InstructionSet {
   const Kernels* for_float;
   const Kernels* for_double;
   const Kernels* for_bfloat16;  // or null; needs even head dims, keys and values in bfloat16
+  const Kernels* for_float16;   // or null; needs keys and values in float16
 };
 
 // The set in use, or null with `isa_error` set. The first call takes ATTN_KERNELS_ISA or the best.

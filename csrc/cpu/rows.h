@@ -57,11 +57,11 @@ ATTN_INLINE char* row_of(const View& view, DType dtype, int64_t batch, int64_t h
 // copy() without a call: rows are short.
 template <typename E>
 ATTN_INLINE void copy_row(const E* from, int64_t n, E* to) {
-  constexpr int w = kLanes<Sum<E>>;
+  typedef uint8_t Bytes __attribute__((vector_size(kVecBytes), aligned(1), may_alias));
+  constexpr int w = kVecBytes / int(sizeof(E));
   int64_t i = 0;
   for (; i + w <= n; i += w) {
-    const auto x = load_operand(from + i);
-    __builtin_memcpy(to + i, &x, sizeof(x));
+    *reinterpret_cast<Bytes*>(to + i) = *reinterpret_cast<const Bytes*>(from + i);
   }
   for (; i < n; ++i) to[i] = from[i];
 }

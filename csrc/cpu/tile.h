@@ -153,7 +153,7 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T va
 // Queries carry the scale of the logits where that costs no precision; pairs would round it in, so
 // their logits are scaled afterwards.
 template <typename E>
-constexpr bool kScaleLater = kNumbers<E> == 2 && kParts<E> == 1;
+constexpr bool kScaleLater = kNumbers<E> == 2;
 
 template <typename T>
 inline void scale_slab(const Slab& slab, T factor, T* matrix) {

@@ -203,10 +203,12 @@ ATTN_INLINE Vec<T> exp2(Vec<T> x) {
 //
 // An element is what a product multiplies and adds in one step. A number; or a Pair of bfloat16
 // numbers that are neighbours in the summed dimension, where the machine multiplies those; or a
-// pair of floats in the same form, Split in three parts: a float's 24 bits are 8 + 8 + 8, each part
-// is a bfloat16 number exactly, and six of the nine products of parts are a float's product to
-// 2^-25.
+// Split pair, each number the sum of two bfloat16 parts of 8 bits: a float16 number exactly, a
+// float to 2^-16.
 
+struct Half {
+  uint16_t bits;
+};
 struct Pair {
   uint16_t first, second;
 };
@@ -232,8 +234,13 @@ template <>
 struct Element<Split> {
   using Sum = float;
   using Operand = BitsVec<float>;
-  using Source = float;
-  static constexpr int kNumbers = 2, kParts = 3;
+  using Source = Half;
+  static constexpr int kNumbers = 2, kParts = 2;
+};
+template <>
+struct Element<Half> {
+  using Sum = float;
+  static constexpr int kNumbers = 1, kParts = 1;
 };
 template <typename E>
 using Sum = typename Element<E>::Sum;
@@ -281,15 +288,15 @@ ATTN_INLINE void store_neighbours(Pair* to, int64_t, Vec<float> x) {
 #endif
 
 #if defined(ATTN_AMX)
-// The bits that the next part holds, as a number; they leave x, which is exact.
+// The bits that the next part holds, as a number; they leave x, which is exact. Infinity leaves 0.
 ATTN_INLINE BitsVec<float> take_part(Vec<float>& x) {
   const BitsVec<float> part = BitsVec<float>(x) & int32_t(0xffff0000);
-  x -= Vec<float>(part);
+  x = _mm512_maskz_sub_ps(_mm512_cmpneq_ps_mask(x, Vec<float>(part)), x, Vec<float>(part));
   return part;
 }
 // The same for numbers in parts, `plane` elements apart.
 ATTN_INLINE void store_pairs(Split* to, int64_t plane, Vec<float> even, Vec<float> odd) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
   for (int part = 0; part < kParts<Split>; ++part, to += plane) {
     const BitsVec<float> first = take_part(even), second = take_part(odd);
     _mm512_storeu_si512(to,
@@ -297,10 +304,15 @@ ATTN_INLINE void store_pairs(Split* to, int64_t plane, Vec<float> even, Vec<floa
   }
 }
 ATTN_INLINE void store_neighbours(Split* to, int64_t plane, Vec<float> x) {
-#pragma GCC unroll 3
+#pragma GCC unroll 2
   for (int part = 0; part < kParts<Split>; ++part, to += plane) {
     const __m512i high = _mm512_srli_epi32(__m512i(take_part(x)), 16);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(high));
   }
+}
+// The first n of 16 numbers, zeros behind them.
+ATTN_INLINE Vec<float> load_first(const Half* from, int64_t n) {
+  const __mmask16 given = n >= 16 ? 0xffff : __mmask16((1 << n) - 1);
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(given, from));
 }
 #endif
