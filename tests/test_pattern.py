@@ -161,6 +161,20 @@ def test_a_growing_cache(backend: Target) -> None:
             torch.testing.assert_close(given, found)
 
 
+def test_rows_that_the_pattern_does_not_have(backend: Target) -> None:
+    """A tensor of offsets may put queries before and behind the pattern: they see nothing."""
+    pattern = Pattern.from_mask(torch.ones(70, 33, dtype=torch.bool))
+    x = make_inputs(TestPattern.few[0], (40,), (33,), batch=3)
+    whole = Variant(
+        "ones", lambda x, **options: attention(x.q, x.k, x.v, pattern, **options), lambda _: pattern
+    )
+    offsets = torch.tensor([-5, 40, 69])
+    results = check_against_reference(whole, replace(x, query_offset=offsets), backend)
+    rows = torch.arange(40) + offsets.unsqueeze(1)
+    outside = (rows < 0) | (rows >= 70)
+    assert torch.equal(results["lse"][:, 0] == -math.inf, outside)
+
+
 def test_same_as_other_geometries(backend: Target) -> None:
     """Written as a pattern, causal and local attention are what they are, in grown caches too."""
     x = make_inputs(TestPattern.few[0], (30,), (100,), dtype=torch.float64)
