@@ -1,10 +1,12 @@
-# make test | bench | build | lint | format | sanitize | symbols | wheel-check | clean
+# make test | bench | record | readme | docs | build | lint | format | sanitize | symbols | wheel-check | clean
 #
 # Where $(PYTHON) has torch >= 2.11, that environment is used as it is: nothing is installed in it.
 # Elsewhere .venv is made once, from requirements/dev.txt.
 
 PYTHON ?= python3
 TEST_ARGS ?=
+# Processes that test at a time.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -12,20 +14,22 @@ HAS_TORCH := $(shell $(PYTHON) tools/environment.py has-torch 2>/dev/null)
 ifeq ($(HAS_TORCH),yes)
   RUN := $(PYTHON)
   ENVIRONMENT := check-tools
+  SPHINX := check-docs
 else
   RUN := $(VENV)/bin/python
   ENVIRONMENT := $(VENV)/.complete
 endif
 
-.PHONY: test bench build testing-build lint format sanitize symbols wheel-check clean check-tools
+.PHONY: test bench record readme docs build testing-build lint format sanitize symbols wheel-check \
+  clean check-tools check-docs
 .DELETE_ON_ERROR:
 
 # --- Environment ---
 
-check-tools:
-	@$(PYTHON) tools/environment.py check-tools
+check-tools check-docs: check-%:
+	@$(PYTHON) tools/environment.py check-tools $*
 
-$(VENV)/.complete: requirements/dev.txt requirements/tools.txt
+$(VENV)/.complete: $(wildcard requirements/*.txt)
 	$(PYTHON) tools/environment.py check-python
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
@@ -46,10 +50,30 @@ testing-build: $(ENVIRONMENT)
 	@echo "building attn_kernels and attn_kernels._testing"; export ATTN_KERNELS_TESTING=1; $(BUILD)
 
 test: testing-build
-	$(RUN) -m pytest $(TEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) $(TEST_ARGS)
 
 bench: build
 	$(RUN) -m benchmarks $(BENCH_ARGS)
+
+# Every operation, shape and sweep into benchmarks/results/, which takes hours, then README from it.
+# RECORD_THREADS=1 RECORD_ARGS="--op causal": a part of it, which replaces that part of README.
+RECORD_THREADS ?= 1,2
+RECORD_BUDGET ?= 1
+RECORD_ARGS ?=
+
+record: build
+	$(RUN) -m benchmarks --full --dtype float32,bfloat16 --sweep all --threads $(RECORD_THREADS) \
+	  --budget $(RECORD_BUDGET) --save benchmarks/results $(RECORD_ARGS)
+	$(RUN) -m benchmarks.readme
+
+# What README and docs/ hold of recorded results and of the code.
+readme: build
+	$(RUN) -m benchmarks.readme
+
+# Pages in build/docs; a warning is an error.
+docs: build $(SPHINX)
+	$(RUN) -m sphinx -q -W -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 # --- Checks of the code ---
 

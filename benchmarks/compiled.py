@@ -170,7 +170,8 @@ def call_of(case: Case, dtype: torch.dtype, dim: int) -> launch.Call:
     table = torch.empty(heads, case.rows, dim, dtype=dtype, device="meta") if case.rows else None
     return launch.Call.of(
         tensor(heads, case.q_len), tensor(4, case.k_len), tensor(4, case.k_len),
-        table, table if case.values else None, None, None, None, case.k_len - case.q_len,
+        table, table if case.values else None, None, None, None, None,
+        case.k_len - case.q_len,
         case.geometry, case.extent, case.clip, dim**-0.5, dim**-0.5,
     )  # fmt: skip
 

@@ -60,8 +60,8 @@ static inline Box make_box(int64_t top, int64_t bottom, int64_t left, int64_t ri
   return {top, bottom, left, right, count};
 }
 
-// Whether a tile's keys are some that lie next to each other.
-static inline bool in_sequence(const Geometry& g) {
+// Whether a tile's keys are consecutive positions.
+static inline bool keys_in_sequence(const Geometry& g) {
   return g.kind != GeometryKind::kLocal2d && g.kind != GeometryKind::kPattern;
 }
 

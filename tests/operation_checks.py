@@ -23,6 +23,7 @@ from common import (
     assert_close_in_float64,
     check_against_reference,
     expanded,
+    in_own_dtype,
     make_inputs,
     pairs,
     run,
@@ -196,7 +197,7 @@ class OperationTests:
         self, backend: Target, variant: Variant, shape: Shape, poison: float
     ) -> None:
         """What a key or value that nobody sees holds never reaches an output or a gradient."""
-        inputs = make_inputs(variant, *shape)
+        inputs = in_own_dtype(make_inputs(variant, *shape), backend)
         keys = inputs.k[0, 0, ..., 0].numel()
         inputs = replace(inputs, key_lengths=torch.tensor([keys // 3, keys - 5], dtype=torch.int32))
         seen = pairs(variant, inputs)[0].any(-2).unflatten(-1, shape[1]).unsqueeze(-1)
@@ -213,6 +214,18 @@ class OperationTests:
         unseen = ~seen.expand_as(inputs.k)
         assert not results["grad_k"][unseen].any()
         assert not results["grad_v"][unseen].any()
+
+    @pytest.mark.parametrize("first", [9, 10])
+    def test_future_nan(self, backend: Target, variant: Variant, first: int) -> None:
+        """Nor what a key holds that comes after every query, where more keys lie behind it: kernels
+        that take keys in pairs took the one after the last."""
+        if self.dimensions == 2:
+            return
+        inputs = in_own_dtype(make_inputs(variant, (3,), (70,)), backend)
+        inputs = replace(inputs, query_offset=first)
+        seen = pairs(variant, inputs)[0].any(-2).unsqueeze(-1)
+        k, v = (torch.where(seen, x, math.nan) for x in (inputs.k, inputs.v))
+        check_against_reference(variant, replace(inputs, k=k, v=v), backend)
 
     def test_query_offset(
         self, backend: Target, variant: Variant, shape: Shape, offset: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,16 @@ class Backend:
     detail: str = ""
 
 
+def not_built() -> str:
+    """Why there is no compiled library beside this file: an installed copy may have one."""
+    here = Path(__file__).parents[1]
+    for path in map(Path, sys.path):
+        other = (path / here.name).resolve()
+        if path.is_absolute() and other != here and any(other.glob("_C*.so")):
+            return f"{here} hides the installed {other}: start Python in another folder"
+    return f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+
+
 class CpuLibrary:
     """The compiled library: loading it registers the operators; its C functions tell of the CPU."""
 
@@ -44,7 +55,7 @@ class CpuLibrary:
         self.c, self.load_error, self.isa_error = None, "", ""
         paths = sorted(Path(__file__).parents[1].glob("_C*.so"))
         if not paths:
-            self.load_error = f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+            self.load_error = not_built()
             return
         try:
             torch.ops.load_library(paths[0])

@@ -80,7 +80,8 @@ struct BackwardTile {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
-    for_steps(tile, 0, 1, [&](int64_t key, int n) { step(p, tile, key, n); });
+    for_steps(tile, 0, 1, p.rel_k.data != nullptr,
+              [&](int64_t key, int n) { step(p, tile, key, n); });
     finish(p, tile);
   }
 
@@ -134,10 +135,11 @@ struct BackwardTile {
   void step(const BackwardParams& p, const Tile<T>& tile, int64_t start, int n) {
     constexpr int pitch = kTileQueries<T>;
     Slab slabs[kStepKeys / kSlabKeys];
-    const int n_slabs = cut_slabs(tile, start, n, slabs);
+    uint64_t seen_by[kStepKeys];  // only under a Pattern
+    const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
     const int64_t offset = step_offset(tile, start);
-    const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n);
-    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n);
+    const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n, seen_by);
+    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
 
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
@@ -159,8 +161,8 @@ struct BackwardTile {
     const bool keep = p.rel_k.data || p.rel_v.data;
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) {
-        mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), weights);
-        mask_slab<T>(tile, start, slabs[s], 0, grads);
+        mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), weights);
+        mask_slab<T>(tile, start, slabs[s], seen_by, 0, grads);
       }
       for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += kLanes<T>) {
         logit_grads(slabs[s], lane, scale, keep, grads_by_key);
@@ -177,7 +179,7 @@ struct BackwardTile {
       value_grad.add(offset, n, weights);
     }
     const Matrix<E> by_key =
-        kMade<Sums::kKeys, E> ? keys_by_key.get(tile, p.k, p.dim, start, n) : k;
+        kMade<Sums::kKeys, E> ? keys_by_key.get(tile, p.k, p.dim, start, n, seen_by) : k;
     for (int s = 0; s < n_slabs; ++s) {
       add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q);
     }

@@ -152,7 +152,8 @@ struct ForwardTile {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
-    for_steps(tile, split, p.splits, [&](int64_t key, int n) { step(p, tile, key, n); });
+    for_steps(tile, split, p.splits, p.rel_k.data != nullptr,
+              [&](int64_t key, int n) { step(p, tile, key, n); });
     if (p.rel_v.data) value_band.finish();
     if (p.splits > 1) {
       save_part(p, tile, split);
@@ -184,10 +185,11 @@ struct ForwardTile {
   void step(const ForwardParams& p, const Tile<T>& tile, int64_t start, int n) {
     constexpr int pitch = kTileQueries<T>;
     Slab slabs[kStepKeys / kSlabKeys];
-    const int n_slabs = cut_slabs(tile, start, n, slabs);
+    uint64_t seen_by[kStepKeys];  // only under a Pattern
+    const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
     const int64_t offset = step_offset(tile, start);
 
-    const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n);
+    const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n, seen_by);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
       gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.dim, kNumbers<E>),
@@ -202,9 +204,24 @@ struct ForwardTile {
     }
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
     for (int s = 0; s < n_slabs; ++s) {
-      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), logits);
+      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), logits);
     }
-    for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
+    weigh(p, tile.lanes, slabs, n_slabs, scale);
+    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
+    for (int s = 0; s < n_slabs; ++s) {
+      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);
+    }
+    if (p.rel_v.data) {
+      zero_outside(tile.lanes, n, slabs, n_slabs, logits);
+      zero_border(logits, n);
+      value_band.add(offset, n, logits);
+    }
+  }
+
+  // logits -> weights of the step's slabs; the sums, and what was summed with an older pivot, follow.
+  void weigh(const ForwardParams& p, int lanes, const Slab* slabs, int n_slabs, T scale) {
+    constexpr int pitch = kTileQueries<T>;
+    for (int lane = 0; lane < lanes; lane += kLanes<T>) {
       Vec<T> factor, maximum = column_maximum(logits, lane, slabs, n_slabs);
       if (kScaleLater<E>) maximum *= set1(scale);
       if (softmax.raise_pivot(lane, maximum, factor)) {
@@ -223,15 +240,6 @@ struct ForwardTile {
                             p.rel_v.data != nullptr);
       }
       store<T>(softmax.sum + lane, sum);
-    }
-    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n);
-    for (int s = 0; s < n_slabs; ++s) {
-      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);
-    }
-    if (p.rel_v.data) {
-      zero_outside(tile.lanes, n, slabs, n_slabs, logits);
-      zero_border(logits, n);
-      value_band.add(offset, n, logits);
     }
   }
 

@@ -25,7 +25,7 @@ struct KeptRows {
     gathered = arena.take<Source<E>>(row_elements<Source<E>>(kStepKeys, dim));
     n_kept = 0;
     if (!kMade<kSums, E>) return;
-    if (kKeeps && in_sequence(p.geometry)) n_kept = ceil_div(p.k_len, kStepKeys);
+    if (kKeeps && keys_in_sequence(p.geometry)) n_kept = ceil_div(p.k_len, kStepKeys);
     if (n_kept * step_size(dim) * int64_t(sizeof(E)) > kMostBytes) n_kept = 0;
     made = arena.take<int64_t>(1 + n_kept);
     steps = arena.take<E>((n_kept + 1) * step_size(dim));
@@ -37,15 +37,16 @@ struct KeptRows {
 
   // The rows [start, start + n) of the tile's keys.
   template <typename T>
-  Matrix<E> get(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n) {
+  Matrix<E> get(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
+                const uint64_t* seen_by) {
     if constexpr (!kMade<kSums, E>) {
-      return gather_rows(tile, view, dim, start, n, gathered);
+      return gather_rows(tile, view, dim, start, n, seen_by, gathered);
     } else {
       const int64_t position = tile.queries.k_pos + start, step = position / kStepKeys;
       const int64_t whole = at_most(tile.k_len - step * kStepKeys, kStepKeys);
       // A last key without neighbour is paired with zeros, and not with a key that nobody sees.
       if (n_kept == 0 || position % kStepKeys != 0 || (n % 2 == 1 && n < whole)) {
-        return make(gather_rows(tile, view, dim, start, n, gathered), dim, n,
+        return make(gather_rows(tile, view, dim, start, n, seen_by, gathered), dim, n,
                     steps + n_kept * step_size(dim));
       }
       const int64_t head = tile.batch * tile.k_heads + tile.k_head;

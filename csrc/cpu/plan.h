@@ -15,7 +15,7 @@ constexpr int64_t kFewRows = 64;        // up to this many rows of a key head
 
 // Sets few_queries and splits. `tile` is the number of queries in a tile.
 inline void plan_forward(ForwardParams& p, int64_t tile) {
-  p.few_queries = in_sequence(p.geometry) && p.q_len <= kFewQueries &&
+  p.few_queries = keys_in_sequence(p.geometry) && p.q_len <= kFewQueries &&
                   p.q_len * (p.heads / p.k_heads) <= kFewRows;
   const int64_t units =
       p.batch * (p.few_queries ? p.k_heads : p.heads * tile_count(p.geometry, p.q_len, tile));

@@ -28,7 +28,6 @@ struct Tile {
   Geometry geometry;
   QueryTile queries;
   int64_t batch, head, k_head, k_heads, k_len, index;
-  bool cut_at_runs;  // steps hold keys that lie next to each other: a relative term wants them so
   int lanes;  // queries rounded up to whole vectors; lanes behind the last query repeat its span
   typename VecTraits<T>::Bits first[kTileQueries<T>], stop[kTileQueries<T>];
 };
@@ -43,7 +42,6 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
   tile.queries = query_tile(p.geometry, index, kTileQueries<T>, p.q_len, k_len, offset);
   tile.batch = batch, tile.head = head, tile.k_head = head / (p.heads / p.k_heads),
   tile.k_heads = p.k_heads, tile.k_len = k_len, tile.index = index;
-  tile.cut_at_runs = p.geometry.kind == GeometryKind::kPattern && p.rel_k.data;
   tile.lanes = int(padded<T>(tile.queries.count));
   for (int i = 0; i < tile.lanes; ++i) {
     const int64_t query = at_most(i, tile.queries.count - 1);
@@ -52,39 +50,6 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
     tile.stop[i] = typename VecTraits<T>::Bits(span.stop);
   }
   return tile;
-}
-
-// How many of the gathered keys [start, stop) a step takes.
-template <typename T>
-inline int step_keys(const Tile<T>& tile, int64_t start, int64_t stop) {
-  if (!tile.cut_at_runs) return int(stop - start);
-  const Span run = key_run(tile.geometry, tile.queries, start);
-  return int(at_most(stop - start, run.stop - run.start));
-}
-
-// Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time.
-// Steps end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
-template <typename T, typename Step>
-ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, const Step& step) {
-  const int64_t before = in_sequence(tile.geometry) ? tile.queries.k_pos % kStepKeys : 0;
-  const int64_t steps = ceil_div(before + tile.queries.n_keys, kStepKeys);
-  const int64_t end = steps * (part + 1) / parts;
-  for (int64_t i = steps * part / parts; i < end; ++i) {
-    int64_t start = at_least(i * kStepKeys - before, 0);
-    const int64_t stop = at_most((i + 1) * kStepKeys - before, tile.queries.n_keys);
-    for (int n; start < stop; start += n) {
-      n = step_keys(tile, start, stop);
-      step(start, n);
-    }
-  }
-}
-
-// From the tile's first query to the step's first key, in one dimension.
-template <typename T>
-inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
-  const int64_t key = tile.cut_at_runs ? key_run(tile.geometry, tile.queries, start).start
-                                       : tile.queries.k_pos + start;
-  return key - tile.queries.q_pos;
 }
 
 // Adds a slab to `count` others, or to the last of them where it goes on with the same lanes.
@@ -100,14 +65,15 @@ inline int add_slab(const Slab& slab, Slab* slabs, int count) {
 }
 
 template <typename T>
-inline int cut_pattern_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs);
+inline int cut_pattern_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs,
+                             uint64_t* seen_by);
 
 // Cuts the step of gathered keys [start, start + n) into slabs. Spans only move forward, so the
-// lanes that see a slab are consecutive.
+// lanes that see a slab are consecutive. A Pattern also leaves a word per key: who sees it.
 template <typename T>
-inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs) {
+inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs, uint64_t* seen_by) {
   if (tile.geometry.kind == GeometryKind::kPattern) {
-    return cut_pattern_slabs(tile, start, n, slabs);
+    return cut_pattern_slabs(tile, start, n, slabs, seen_by);
   }
   const int last = tile.lanes - 1;
   if (tile.first[last] <= start && tile.stop[0] >= start + n) {
@@ -128,14 +94,14 @@ inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs) {
 }
 
 template <typename T>
-inline void mask_pattern_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T value,
-                              T* matrix);
+inline void mask_pattern_slab(const Slab& slab, const uint64_t* seen_by, T value, T* matrix);
 
 // Sets to `value` what a lane does not see of a masked slab.
 template <typename T>
-inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T value, T* matrix) {
+inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, const uint64_t* seen_by,
+                      T value, T* matrix) {
   if (tile.geometry.kind == GeometryKind::kPattern) {
-    return mask_pattern_slab<T>(tile, start, slab, value, matrix);
+    return mask_pattern_slab<T>(slab, seen_by, value, matrix);
   }
   constexpr int w = kLanes<T>, pitch = kTileQueries<T>;
   for (int lane = slab.lane; lane < slab.lane + slab.lanes; lane += w) {
@@ -148,6 +114,43 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T va
       store<T>(at, (number >= first) & (number < stop) ? load(at) : set1(value));
     }
   }
+}
+
+// How many of the gathered keys [key, end) the next step takes. A relative term wants keys that lie
+// next to each other.
+template <typename T>
+inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relative) {
+  const int64_t n = at_most(end - key, kStepKeys);
+  if (!relative || tile.geometry.kind != GeometryKind::kPattern) return int(n);
+  const Span run = key_run(tile.geometry, tile.queries, key);
+  return int(at_most(n, run.stop - run.start));
+}
+
+// Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time.
+// Steps end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
+template <typename T, typename Step>
+ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, bool relative,
+                           const Step& step) {
+  const bool in_sequence = keys_in_sequence(tile.geometry);
+  const int64_t before = in_sequence ? tile.queries.k_pos % kStepKeys : 0;
+  const int64_t steps = ceil_div(before + tile.queries.n_keys, kStepKeys);
+  const int64_t end = at_most(steps * (part + 1) / parts * kStepKeys - before, tile.queries.n_keys);
+  int64_t start = at_least(steps * part / parts * kStepKeys - before, 0);
+  while (start < end) {
+    const int64_t whole = in_sequence ? kStepKeys - (before + start) % kStepKeys : kStepKeys;
+    const int n = step_keys(tile, start, at_most(start + whole, end), relative);
+    step(start, n);
+    start += n;
+  }
+}
+
+// From the tile's first query to the step's first key, in one dimension.
+template <typename T>
+inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
+  const bool in_runs = tile.geometry.kind == GeometryKind::kPattern;
+  const int64_t key =
+      in_runs ? key_run(tile.geometry, tile.queries, start).start : tile.queries.k_pos + start;
+  return key - tile.queries.q_pos;
 }
 
 // Queries carry the scale of the logits where that costs no precision; pairs would round it in, so
@@ -190,18 +193,18 @@ inline const E* head_rows(const Tile<T>& tile, const View& view) {
 
 template <typename E, typename T>
 inline Matrix<E> gather_pattern_rows(const Tile<T>& tile, Matrix<E> head, int64_t dim,
-                                     int64_t start, int n, E* buffer);
+                                     int64_t start, int n, const uint64_t* seen_by, E* buffer);
 
 // The rows of keys (or values) [start, start + n) in gathered order: in place where they lie
 // together, else copied to `buffer`.
 template <typename E, typename T>
 inline Matrix<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start,
-                             int n, E* buffer) {
+                             int n, const uint64_t* seen_by, E* buffer) {
   const E* head = head_rows<E>(tile, view);
   const int64_t stride = view.row / kNumbers<E>;
   dim /= kNumbers<E>;
   if (tile.geometry.kind == GeometryKind::kPattern) {
-    return gather_pattern_rows<E>(tile, {head, stride}, dim, start, n, buffer);
+    return gather_pattern_rows<E>(tile, {head, stride}, dim, start, n, seen_by, buffer);
   }
   Span run = key_run(tile.geometry, tile.queries, start);
   if (run.stop - run.start >= n) return {head + run.start * stride, stride};
