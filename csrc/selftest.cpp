@@ -43,6 +43,48 @@ struct Sizes {
   int64_t batch, heads, k_heads, q_len, k_len, dim, v_dim;
 };
 
+// What the patterns show: a prefix, a band that leaves gaps, and keys that nobody sees.
+bool pattern_sees(int64_t row, int64_t key) {
+  return key < 20 || (key / 16 % 3 != 1 && key % 7 != 3 && std::abs(row - key) < 60);
+}
+
+// A Pattern's table as core/pattern.py compiles it, but with every run in cells of its own.
+std::vector<int64_t> pattern_table(int64_t rows, int64_t cols, int64_t* n_runs) {
+  const int64_t kCell = 16;
+  std::vector<int64_t> first{0};
+  std::vector<PatternRun> runs;
+  std::vector<int64_t> words;
+  for (int64_t top = 0; top < rows; top += kGroupRows) {
+    int64_t before = 0;
+    for (int64_t start = 0; start < cols; start += kCell) {
+      const int64_t stop = at_most(start + kCell, cols);
+      std::vector<int64_t> cell;
+      bool any = false, all = true;
+      for (int64_t key = start; key < stop; ++key) {
+        uint64_t word = 0;
+        for (int64_t row = top; row < at_most(top + kGroupRows, rows); ++row) {
+          const bool sees = pattern_sees(row, key);
+          word |= uint64_t(sees) << (row - top), any |= sees, all &= sees;
+        }
+        cell.push_back(int64_t(word));
+      }
+      if (!any) continue;
+      runs.push_back({start, stop, before, all ? -1 : int64_t(words.size())});
+      if (!all) words.insert(words.end(), cell.begin(), cell.end());
+      before += stop - start;
+    }
+    first.push_back(int64_t(runs.size()));
+  }
+  std::vector<int64_t> table = first;
+  for (const PatternRun& run : runs) {
+    const int64_t place = run.place < 0 ? -1 : run.place + int64_t(first.size() + 4 * runs.size());
+    table.insert(table.end(), {run.start, run.stop, run.before, place});
+  }
+  table.insert(table.end(), words.begin(), words.end());
+  *n_runs = int64_t(runs.size());
+  return table;
+}
+
 struct Problem {
   std::string name;
   Sizes sizes;
@@ -55,7 +97,7 @@ template <typename T>
 struct Call {
   std::vector<T> q, k, v, q_rel, rel_k, rel_v, out, lse, grad_out, grad_lse;
   std::vector<T> grad_q, grad_k, grad_v, grad_q_rel, grad_rel_k, grad_rel_v;
-  std::vector<int64_t> lengths;
+  std::vector<int64_t> lengths, table;
   BackwardParams p;
 
   explicit Call(const Problem& problem) {
@@ -76,7 +118,14 @@ struct Call {
     p.k_len = s.k_len;
     p.dim = s.dim, p.v_dim = s.v_dim;
     p.dtype = p.kv_dtype = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
-    p.geometry = problem.geometry, p.clip = problem.clip, p.scale = 0.3, p.rel_scale = 0.2;
+    p.geometry = problem.geometry;
+    if (p.geometry.kind == GeometryKind::kPattern) {
+      Geometry& g = p.geometry;
+      table = pattern_table(g.rows, g.cols, &g.n_runs);
+      g.table = table.data();
+      if (!is_sound(g, int64_t(table.size()))) std::abort();
+    }
+    p.clip = problem.clip, p.scale = 0.3, p.rel_scale = 0.2;
     p.query_offset = problem.geometry.kind == GeometryKind::kLocal2d ? 0 : s.k_len - s.q_len;
     const auto view = [](std::vector<T>& x, int64_t heads, int64_t length, int64_t dim) {
       return View{x.data(), heads * length * dim, length * dim, dim};
@@ -171,6 +220,7 @@ struct Call {
 
   bool sees(int64_t pos, int64_t key) const {
     const Geometry& g = p.geometry;
+    if (g.kind == GeometryKind::kPattern) return pos >= 0 && pos < g.rows && pattern_sees(pos, key);
     if (g.kind == GeometryKind::kLocal2d) {
       const int64_t top = pos / g.cols / g.block_rows * g.block_rows,
                     left = pos % g.cols / g.block_cols * g.block_cols;
@@ -271,6 +321,15 @@ int main() {
                                  std::to_string(rows);
         problems.push_back({name, sizes, g, rows, rows != 9, rows != 0});
       }
+    }
+  }
+  for (const Sizes& sizes : {small, longer, few}) {
+    for (int64_t rows : {0, 33}) {
+      Geometry g;
+      g.kind = GeometryKind::kPattern, g.rows = sizes.k_len + 3, g.cols = sizes.k_len + 5;
+      const std::string name =
+          "pattern, " + std::to_string(sizes.q_len) + " queries, table " + std::to_string(rows);
+      problems.push_back({name, sizes, g, rows, true, rows != 0});
     }
   }
   for (bool causal : {false, true}) {

@@ -30,7 +30,7 @@ from common import (
 from test_causal import variant as causal
 from test_local_1d import variant as local_1d
 from test_local_2d import variant as local_2d
-from test_pattern import column
+from test_pattern import scattered
 from test_pattern import variant as pattern_variant
 from test_relative import variant as relative
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ from attn_kernels.core import ops
 
 CAUSAL = causal(None)
 RELATIVE = relative("both", Full(), 15, per_head=True, rel_v="shared", q_rel=True)
-PATTERN = pattern_variant("column", column)
+PATTERN = pattern_variant("scattered", scattered)
 VARIANTS = [
     CAUSAL,
     local_1d(4, 2, 3, causal=False),

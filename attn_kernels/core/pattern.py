@@ -29,8 +29,8 @@ class Pattern(Geometry):
     fewer queries and keys than the pattern, not more.
 
     Queries come in groups of 64 rows, keys in cells of 16. Neighbouring cells of a group that every
-    query of it sees in full are one run of two numbers; neighbouring cells that are seen in part
-    are a run with one word per key, whose bit i is the group's query i. The rest takes no memory.
+    query of it sees in full are one run; neighbouring cells that are seen in part are a run with
+    one word per key, whose bit i is the group's query i. The rest takes no memory.
 
     `table` holds, as int64: where each group's runs begin, and their number; start, stop, number of
     the group's keys before the run, and place of its first word (-1: fully seen) of each run; and
@@ -98,27 +98,21 @@ class Pattern(Geometry):
         q_pos, k_pos = torch.as_tensor(q_pos), torch.as_tensor(k_pos)
         if self.n_runs == 0:
             return (q_pos != q_pos) & (k_pos != k_pos)
-        q_inside, k_inside = (
-            (q_pos >= 0) & (q_pos < self.q_len),
-            (k_pos >= 0) & (k_pos < self.k_len),
-        )
+        q_inside = (q_pos >= 0) & (q_pos < self.q_len)
+        k_inside = (k_pos >= 0) & (k_pos < self.k_len)
         q_pos, k_pos = torch.where(q_inside, q_pos, 0), torch.where(k_inside, k_pos, 0)
         words = self.words(0, group_count(self.q_len)).to(q_pos.device)
         return (words[q_pos // GROUP, k_pos] >> q_pos % GROUP & 1).bool() & q_inside & k_inside
 
     def words(self, first: int, stop: int) -> Tensor:
-        """[stop - first, k_len]: bit i of word [g, j]: query 64 (first + g) + i sees key j."""
+        """[stop - first, k_len]: bit i of word [g, j] is set if query 64 (first + g) + i sees j."""
         groups, keys = torch.arange(first, stop).unsqueeze(1), torch.arange(self.k_len)
         n_groups, pitch = group_count(self.q_len), self.k_len + 1
         runs = self.table[n_groups + 1 :][: self.n_runs * RUN_NUMBERS].view(-1, RUN_NUMBERS)
-        group_of = torch.searchsorted(
-            self.table[1 : n_groups + 1], torch.arange(self.n_runs), right=True
-        )
-        pitch = self.k_len + 1
-        run = (
-            torch.searchsorted(group_of * pitch + runs[:, 0], groups * pitch + keys, right=True) - 1
-        )
-        run = run.clamp(min=0)
+        runs_until = self.table[1 : n_groups + 1]
+        group_of = torch.searchsorted(runs_until, torch.arange(self.n_runs), right=True)
+        order = group_of * pitch + runs[:, 0]
+        run = torch.searchsorted(order, groups * pitch + keys, right=True).sub(1).clamp(min=0)
         start, end, _, place = runs[run].unbind(-1)
         inside = (group_of[run] == groups) & (keys >= start) & (keys < end)
         word = self.table[torch.where(inside & (place >= 0), place + keys - start, 0)]
