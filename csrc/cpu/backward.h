@@ -19,11 +19,12 @@ struct BackwardTile {
   T *rows, *transposed, *q_rel, *grad_out, *q_rows, *q_rel_rows, *grad_rows;
   T *weights, *grads, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
   Matrix<E> q_columns, grad_columns, q_lanes, grad_lanes;  // [dim, lanes] and [lanes, dim]
-  E *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
+  E *q_rel_pairs, *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
   KeptRows<Sums::kDims, E> keys, values;
   KeptRows<Sums::kKeys, E> keys_by_key;
   E *weights_by_lane, *grads_by_lane, *grads_by_key;  // the matrices themselves, or pairs
-  ScoreBand<T> score_band, value_band;
+  ScoreBand<T, E> score_band, value_band;
+  Scales<T> scales;
   GradBand<T> score_grad, value_grad;
   T *grad_k, *grad_v;          // the chunk's sums, [k_len, padded dim]
   T *grad_rel_k, *grad_rel_v;  // the chunk's sums for the tile's head, [rows, padded dim]
@@ -43,6 +44,7 @@ struct BackwardTile {
     values.layout(arena, p, p.v_dim);
     keys_by_key.layout(arena, p, p.dim);
     if constexpr (kNumbers<E> == 2) {
+      q_rel_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
       q_column_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
       grad_column_pairs = arena.take<E>(kParts<E> * pitch * v_dim / 2);
       q_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * dim);
@@ -61,11 +63,11 @@ struct BackwardTile {
       q_rel = arena.take<T>(pitch * dim);
       q_rel_rows = arena.take<T>(pitch * dim);
       grad_q_rel = arena.take<T>(pitch * dim);
-      score_band.layout(arena);
+      score_band.layout(arena, p.dim);
       score_grad.layout(arena);
     }
     if (p.rel_v.data) {
-      value_band.layout(arena);
+      value_band.layout(arena, p.v_dim);
       value_grad.layout(arena);
     }
   }
@@ -97,6 +99,7 @@ struct BackwardTile {
   void start(const BackwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
+    scales = logit_scales<E, T>(p, kLog2E);
     load_both(tile, p.q, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E), q_rows,
               transposed);
     load_both(tile, p.grad_out, p.dtype, p.v_dim, 1, grad_rows, grad_out);
@@ -118,16 +121,16 @@ struct BackwardTile {
     }
     fill<T>(grad_q, dim * pitch, 0);
     if (p.rel_k.data) {
-      load_both(tile, p.q_rel.data ? p.q_rel : p.q, p.dtype, p.dim, T(p.rel_scale * kLog2E),
-                q_rel_rows, q_rel);
+      load_both(tile, p.q_rel.data ? p.q_rel : p.q, p.dtype, p.dim,
+                kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E), q_rel_rows, q_rel);
       fill<T>(grad_q_rel, dim * pitch, 0);
       const HeadTable<T> table = head_table<T>(p.rel_k, p, tile.head, p.dim);
-      score_band.start(table, q_rel);
+      score_band.start(table, pair_columns(q_rel, p.dim, tile.lanes, q_rel_pairs), scales.term);
       score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_rows, tile.queries.count);
     }
     if (p.rel_v.data) {
       const HeadTable<T> table = head_table<T>(p.rel_v, p, tile.head, p.v_dim);
-      value_band.start(table, grad_out);
+      value_band.start(table, grad_columns, 1);
       value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_rows, tile.queries.count);
     }
   }
@@ -151,11 +154,8 @@ struct BackwardTile {
                         v.from(slab.key * v.stride), grad_columns.from(slab.lane), grads + at,
                         pitch, false);
     }
-    T scale = kScaleLater<E> ? T(p.scale * kLog2E) : T(1);
-    if (kScaleLater<E> && (p.rel_k.data || !(scale > 0))) {
-      for (int s = 0; s < n_slabs; ++s) scale_slab(slabs[s], scale, weights);
-      scale = 1;
-    }
+    for (int s = 0; scales.now != T(1) && s < n_slabs; ++s)
+      scale_slab(slabs[s], scales.now, weights);
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, weights);
     if (p.rel_v.data) value_band.add(offset, tile.lanes, n, slabs, n_slabs, grads);
     const bool keep = p.rel_k.data || p.rel_v.data;
@@ -165,7 +165,7 @@ struct BackwardTile {
         mask_slab<T>(tile, start, slabs[s], seen_by, 0, grads);
       }
       for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += kLanes<T>) {
-        logit_grads(slabs[s], lane, scale, keep, grads_by_key);
+        logit_grads(slabs[s], lane, scales.later, keep, grads_by_key);
       }
     }
     if (p.rel_k.data) {

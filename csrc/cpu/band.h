@@ -73,36 +73,50 @@ inline HeadTable<T> head_table(const Table& table, const AttentionParams& p, int
 template <typename T>
 constexpr int kBandRows = kTileQueries<T> + kStepKeys;
 
-// Table times queries, added to logits.
-template <typename T>
+// Table times queries, added to logits. E is the element of the product.
+template <typename T, typename E>
 struct ScoreBand {
   HeadTable<T> table;
-  const T* queries;  // [dim, lanes]
-  T* rows;           // [kBandRows, lanes]
-  T* edges;          // the products of the first and last row
-  int64_t next = 0;  // the offset behind the last row held
+  Matrix<E> queries;  // [dim, lanes]
+  T factor;           // of the products
+  E* table_pairs;     // rows of the table as elements, if those are pairs
+  T* rows;            // [kBandRows, lanes]
+  T* edges;           // the products of the first and last row
+  int64_t next = 0;   // the offset behind the last row held
   int held = 0;
   bool have_edges = false;
 
-  void layout(Arena& arena) {
+  void layout(Arena& arena, int64_t dim) {
     rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
     edges = arena.take<T>(2 * kTileQueries<T>);
+    if (kNumbers<E> == 2) table_pairs = arena.take<E>(row_elements<E>(kBandRows<T>, dim));
   }
 
-  void start(const HeadTable<T>& head, const T* q) {
-    table = head, queries = q, held = 0, have_edges = false;
+  void start(const HeadTable<T>& head, Matrix<E> q, T factor_) {
+    table = head, queries = q, factor = factor_, held = 0, have_edges = false;
+  }
+
+  // The products of n rows from `first` on, every `step`-th.
+  void multiply(int64_t first, int64_t step, int64_t n, int lanes, T* to) {
+    constexpr int pitch = kTileQueries<T>;
+    const T* from = table.data + first * table.dim;
+    if constexpr (kNumbers<E> == 1) {
+      gemm<Left::kRows>(n, lanes, table.dim, Matrix<T>{from, step * table.dim}, queries, to, pitch,
+                        false);
+    } else {
+      gemm<Left::kRows>(n, lanes, ceil_div(table.dim, 2),
+                        pair_rows(from, step * table.dim, n, table.dim, table_pairs), queries, to,
+                        pitch, false);
+      if (factor != T(1)) scale_slab({0, int(n), 0, lanes, false}, factor, to);
+    }
   }
 
   // The products of the edge row on side -1 or +1, or null if nothing is added beyond the table.
   const T* edge(int side, int lanes) {
-    constexpr int pitch = kTileQueries<T>;
     if (!table.clip || (side > 0 && table.causal)) return nullptr;
-    if (!have_edges) {
-      gemm<Left::kRows>(2, lanes, table.dim, Matrix<T>{table.data, (table.rows - 1) * table.dim},
-                        Matrix<T>{queries, pitch}, edges, pitch, false);
-      have_edges = true;
-    }
-    return edges + (side > 0 ? pitch : 0);
+    if (!have_edges) multiply(0, table.rows - 1, 2, lanes, edges);
+    have_edges = true;
+    return edges + (side > 0 ? kTileQueries<T> : 0);
   }
 
   void fill_edge(int side, int lanes, int64_t n, T* to) {
@@ -116,8 +130,7 @@ struct ScoreBand {
     constexpr int pitch = kTileQueries<T>;
     const BandRows cut = band_rows(first, n, table.rows, table.causal);
     fill_edge(-1, lanes, cut.below, to);
-    gemm<Left::kRows>(cut.inside, lanes, table.dim, table.from(cut.row), Matrix<T>{queries, pitch},
-                      to + cut.below * pitch, pitch, false);
+    multiply(cut.row, 1, cut.inside, lanes, to + cut.below * pitch);
     fill_edge(1, lanes, cut.above, to + (cut.below + cut.inside) * pitch);
   }
 

@@ -87,6 +87,21 @@ inline Matrix<E> pair_lanes(const float* rows, int lanes, int64_t width, E* buff
   return {buffer, width, plane};
 }
 
+// Rows of floats [n, dim], `stride` apart, as elements of a sum over dim.
+template <typename E>
+inline Matrix<E> pair_rows(const float* rows, int64_t stride, int64_t n, int64_t dim, E* buffer) {
+  const int64_t pairs = padded<float>(dim) / 2, plane = n * pairs;
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t d = 0; d < dim; d += kLanes<float>) {
+      const int64_t left = dim - d;
+      const __mmask16 given = left >= 16 ? 0xffff : __mmask16((1 << left) - 1);
+      const Vec<float> x = _mm512_maskz_loadu_ps(given, rows + r * stride + d);
+      store_neighbours(buffer + r * pairs + d / 2, plane, x);
+    }
+  }
+  return {buffer, pairs, plane};
+}
+
 // (a[i], b[i]) of 16 numbers each; `dim` of them exist.
 ATTN_INLINE BitsVec<float> zip_pairs(const uint16_t* a, const uint16_t* b, int64_t dim) {
   typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));

@@ -100,12 +100,13 @@ struct ForwardTile {
   static constexpr int64_t kWeightPlane = kStepKeys / 2 * kTileQueries<T>;
 
   T *rows, *transposed, *q_rel, *logits, *acc;
-  Matrix<E> q;           // [dim, lanes]
-  E *q_pairs, *weights;  // weights are the logits themselves, or pairs
+  Matrix<E> q;                         // [dim, lanes]
+  E *q_pairs, *q_rel_pairs, *weights;  // weights are the logits themselves, or pairs
   KeptRows<Sums::kDims, E> keys;
   KeptRows<Sums::kKeys, E> values;
   Softmax<T> softmax;
-  ScoreBand<T> score_band;
+  ScoreBand<T, E> score_band;
+  Scales<T> scales;
   GradBand<T> value_band;
 
   void layout(Arena& arena, const ForwardParams& p) {
@@ -120,12 +121,13 @@ struct ForwardTile {
     values.layout(arena, p, p.v_dim);
     if constexpr (kNumbers<E> == 2) {
       q_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
+      q_rel_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
       weights = arena.take<E>(kParts<E> * kWeightPlane);
     } else {
       weights = logits;
     }
     softmax.layout(arena);
-    if (p.rel_k.data) score_band.layout(arena);
+    if (p.rel_k.data) score_band.layout(arena, p.dim);
     if (p.rel_v.data) value_band.layout(arena);
   }
 
@@ -165,6 +167,7 @@ struct ForwardTile {
   void start(const ForwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim);
+    scales = logit_scales<E, T>(p, kLog2E);
     load_queries<T>(tile, p.q, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E), rows);
     transpose<T>(tile.lanes, dim, rows, dim, transposed, pitch);
     q = pair_columns(transposed, p.dim, tile.lanes, q_pairs);
@@ -172,9 +175,11 @@ struct ForwardTile {
     fill<T>(acc, padded<T>(p.v_dim) * pitch, 0);
     if (p.rel_k.data) {
       const View& from = p.q_rel.data ? p.q_rel : p.q;
-      load_queries<T>(tile, from, p.dtype, p.dim, T(p.rel_scale * kLog2E), rows);
+      load_queries<T>(tile, from, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E),
+                      rows);
       transpose<T>(tile.lanes, dim, rows, dim, q_rel, pitch);
-      score_band.start(head_table<T>(p.rel_k, p, tile.head, p.dim), q_rel);
+      score_band.start(head_table<T>(p.rel_k, p, tile.head, p.dim),
+                       pair_columns(q_rel, p.dim, tile.lanes, q_rel_pairs), scales.term);
     }
     if (p.rel_v.data) {
       value_band.start(head_table<T>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc, nullptr,
@@ -196,17 +201,13 @@ struct ForwardTile {
                         k.from(slab.key * k.stride), q.from(slab.lane),
                         logits + slab.key * pitch + slab.lane, pitch, false);
     }
-    // Logits that are scaled later are scaled here only if their order or a term asks for it.
-    T scale = kScaleLater<E> ? T(p.scale * kLog2E) : T(1);
-    if (kScaleLater<E> && (p.rel_k.data || !(scale > 0))) {
-      for (int s = 0; s < n_slabs; ++s) scale_slab(slabs[s], scale, logits);
-      scale = 1;
-    }
+    for (int s = 0; scales.now != T(1) && s < n_slabs; ++s)
+      scale_slab(slabs[s], scales.now, logits);
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), logits);
     }
-    weigh(p, tile.lanes, slabs, n_slabs, scale);
+    weigh(p, tile.lanes, slabs, n_slabs, scales.later);
     const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
     for (int s = 0; s < n_slabs; ++s) {
       add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);

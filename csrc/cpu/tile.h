@@ -158,6 +158,21 @@ inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
 template <typename E>
 constexpr bool kScaleLater = kNumbers<E> == 2;
 
+// What raw logits are multiplied by at once, and at the end by exp2's argument; and their relative
+// term when it is added.
+template <typename T>
+struct Scales {
+  T now, later, term;
+};
+template <typename E, typename T>
+inline Scales<T> logit_scales(const AttentionParams& p, double unit) {
+  if (!kScaleLater<E>) return {1, 1, 1};
+  const T scale = T(p.scale * unit), rel_scale = p.rel_k.data ? T(p.rel_scale * unit) : T(0);
+  // At the end needs logits in their order, and a term that is no stranger to them.
+  const bool late = scale > 0 && rel_scale < scale * T(1e6) && -rel_scale < scale * T(1e6);
+  return late ? Scales<T>{1, scale, rel_scale / scale} : Scales<T>{scale, 1, rel_scale};
+}
+
 template <typename T>
 inline void scale_slab(const Slab& slab, T factor, T* matrix) {
   constexpr int pitch = kTileQueries<T>;
