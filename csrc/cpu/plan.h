@@ -9,7 +9,7 @@ namespace attn_kernels {
 constexpr int64_t kEnoughTasks = 16;    // forward: fewer than this, and keys are cut too
 constexpr int64_t kEnoughChunks = 8;    // backward: fewer than this, and queries are cut too
 constexpr int64_t kKeysPerSplit = 512;  // at least
-constexpr int64_t kTilesPerChunk = 4;   // at least
+constexpr int64_t kTilesPerChunk = 8;   // at least
 constexpr int64_t kFewQueries = 4;      // up to this many queries of a head are rows and not lanes
 constexpr int64_t kFewRows = 64;        // up to this many rows of a key head
 
