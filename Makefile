@@ -25,7 +25,7 @@ endif
 check-tools:
 	@$(PYTHON) tools/environment.py check-tools
 
-$(VENV)/.complete: requirements/dev.txt requirements/tools.txt
+$(VENV)/.complete: requirements/dev.txt requirements/tools.txt requirements/examples.txt
 	$(PYTHON) tools/environment.py check-python
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
