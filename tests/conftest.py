@@ -16,7 +16,7 @@ os.environ["ATTN_KERNELS_POISON"] = "1"  # read when attn_kernels loads: C++ scr
 import pytest
 import torch
 
-pytest.register_assert_rewrite("common", "operation_checks")
+pytest.register_assert_rewrite("common", "operation_checks", "model_checks")
 
 from common import Target
 

@@ -1,0 +1,82 @@
+"""What generation keeps from step to step: the keys and values of the positions so far."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+FIRST_CAPACITY = 64
+
+
+class KeyValueCache:
+    """Keys [B, Hk, length, D] and values [B, Hk, length, Dv] of the positions so far.
+
+    They lie in buffers that double when they are full, so n steps copy O(n) rows in all. A cache
+    records no gradients.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    @property
+    def k(self) -> Tensor:
+        return self._k[:, :, : self.length]
+
+    @property
+    def v(self) -> Tensor:
+        return self._v[:, :, : self.length]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add k [B, Hk, n, D] and v [B, Hk, n, Dv] at the end; return all of both, as views."""
+        if k.requires_grad or v.requires_grad:
+            raise RuntimeError("a cache records no gradients: generate under torch.no_grad()")
+        if self._k is not None and self._k.shape[0] != k.shape[0]:
+            raise ValueError(f"k must have batch {self._k.shape[0]} as cached, got {k.shape[0]}")
+        stop = self.length + k.shape[2]
+        if self._k is None or stop > self._k.shape[2]:
+            capacity = max(2 * stop, FIRST_CAPACITY)
+            self._k = self._grown(self._k, k, capacity)
+            self._v = self._grown(self._v, v, capacity)
+        self._k[:, :, self.length : stop] = k
+        self._v[:, :, self.length : stop] = v
+        self.length = stop
+        return self.k, self.v
+
+    def _grown(self, buffer: Tensor | None, like: Tensor, capacity: int) -> Tensor:
+        grown = like.new_zeros(*like.shape[:2], capacity, like.shape[3])
+        if buffer is not None:
+            grown[:, :, : self.length] = buffer[:, :, : self.length]
+        return grown
+
+    def reorder(self, entries: Tensor) -> None:
+        """Batch entry i becomes what entry entries[i] was: beam search keeps some, drops others."""
+        if self._k is not None:
+            self._k = self._k.index_select(0, entries)
+            self._v = self._v.index_select(0, entries)
+
+
+class LayerCache:
+    """What one decoder layer keeps: its own keys and values, and those of the context it reads."""
+
+    def __init__(self) -> None:
+        self.own = KeyValueCache()
+        self.context = KeyValueCache()
+
+
+class ModelCache:
+    """The caches of all layers of a decoder."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        """How many positions have been decoded."""
+        return self.layers[0].own.length
+
+    def reorder(self, entries: Tensor) -> None:
+        """As KeyValueCache.reorder, in every layer."""
+        for layer in self.layers:
+            layer.own.reorder(entries)
+            layer.context.reorder(entries)
