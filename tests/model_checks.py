@@ -70,3 +70,18 @@ def count_parameters(make: Callable[[], nn.Module]) -> int:
     """How many parameters the model of make() has; nothing is allocated."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in make().parameters())
+
+
+def count_weights(make: Callable[[], nn.Module]) -> int:
+    """As count_parameters, matrices and larger alone: what papers count, no biases and norms."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in make().parameters() if parameter.dim() > 1)
+
+
+def randomise(model: nn.Module, seed: int = 1, std: float = 0.3) -> nn.Module:
+    """Replace every parameter: what starts at zero (biases, gates) would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data.copy_(std * noise)
+    return model
