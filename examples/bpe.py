@@ -9,6 +9,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
@@ -33,7 +34,7 @@ def learn(words: Counter, merges: int) -> list[Pair]:
     counts: Counter = Counter()
     holders: dict[Pair, set[str]] = defaultdict(set)
     for word, letters in pieces.items():
-        for pair in zip(letters, letters[1:]):  # noqa: B905 (one shorter)
+        for pair in pairwise(letters):
             counts[pair] += words[word]
             holders[pair].add(word)
     found: list[Pair] = []
@@ -45,10 +46,10 @@ def learn(words: Counter, merges: int) -> list[Pair]:
         for word in list(holders[best]):
             before, after = pieces[word], merged(pieces[word], best)
             pieces[word] = after
-            for pair in zip(before, before[1:]):  # noqa: B905
+            for pair in pairwise(before):
                 counts[pair] -= words[word]
                 holders[pair].discard(word)
-            for pair in zip(after, after[1:]):  # noqa: B905
+            for pair in pairwise(after):
                 counts[pair] += words[word]
                 holders[pair].add(word)
         counts += Counter()  # forget pairs that are gone
@@ -76,12 +77,14 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def split(self, word: str, dropout: float = 0.0, dice: random.Random | None = None) -> list[str]:
+    def split(
+        self, word: str, dropout: float = 0.0, dice: random.Random | None = None
+    ) -> list[str]:
         """The word's pieces. Each merge is left out with the probability `dropout`, so that a model
         sees many spellings of a rare word (Provilkov et al. 2020)."""
         pieces = tuple(word)
         while len(pieces) > 1:
-            pairs = [x for x in zip(pieces, pieces[1:]) if x in self.rank]  # noqa: B905
+            pairs = [x for x in pairwise(pieces) if x in self.rank]
             if dropout:
                 pairs = [x for x in pairs if dice.random() >= dropout]
             if not pairs:

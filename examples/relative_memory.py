@@ -5,15 +5,17 @@ H heads and D dimensions in all heads together, in float32:
 
 - gathered (Shaw et al. 2018): a row of E for every pair of positions, L * L * D numbers, and the
   relative logits, H * L * L;
-- skewed (Music Transformer): q E^T, padded by a column and reshaped, H * L * L, and the padded copy;
+- skewed (Music Transformer): q E^T padded by a column and reshaped, H * L * L, and its unpadded
+  original;
 - fused (this library): neither.
 
 The table E itself, L * D numbers, is needed by all three and counted by none.
 
-What is measured is how far a call lifts the peak of the process's resident memory over its inputs and
-results, in a process of its own where freed memory goes back at once. `term` is the relative logits
-alone, `forward` the whole attention, `training` also the gradients of q, k, v and E. For the fused
-kernel there are no relative logits: its term is what `forward` takes more than causal attention does.
+What is measured is how far a call lifts the peak of the process's resident memory over its inputs
+and results, in a process of its own where freed memory goes back at once. `term` is the relative
+logits alone, `forward` the whole attention, `training` also the gradients of q, k, v and E. For the
+fused kernel there are no relative logits: its term is what `forward` takes more than causal
+attention does.
 
     python -m examples.relative_memory [--out FILE.json] [--lengths 650,2048,3500] [--heads 1,8]
 """

@@ -113,7 +113,6 @@ class Training:
         self.batch, self.loss, self.validate = batch, loss, validate
         self.config = {**config, "seed": options.seed}
         self.clip, self.baseline = clip, baseline
-        self.learning_rate = learning_rate
         self.schedule = schedule or (lambda step: warmup_cosine(step, options.steps))
         self.validate_every = max(1, options.steps // validations)
         self.optimizers: dict[str, Optimizer] = {
@@ -136,11 +135,11 @@ class Training:
         return loss.item()
 
     def set_learning_rates(self) -> None:
-        """The learning rate follows from the step alone."""
-        rate = self.learning_rate * self.schedule(self.step)
+        """Every learning rate follows from the step alone."""
+        factor = self.schedule(self.step)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def resume(self) -> None:
         """Go on from the checkpoint."""

@@ -1,4 +1,4 @@
-"""Translation of Django's messages: sentences as ids, batches, BLEU and samples, for every model."""
+"""Translation of Django's messages: sentences as ids, batches, BLEU, for every model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bleu import bleu
 from .bpe import END, PAD, START, Vocabulary
 from .data import catalogues
-from .data.catalogues import Pairs
-from .training import random_numbers, shuffled
+from .options import Options, common, parser
+from .quality import Quality, report
+from .training import Training, random_numbers, shuffled
 
 PLACEHOLDER = re.compile(r"%\(\w+\)\w|%\w|\{\w*\}")
 FIRST_NUMBER = 0xE000  # letters of private use stand for the first, second, ... placeholder
+BATCH = 64
 DROPOUT = 0.1  # of merges, in training
+LONGEST = 40  # pieces of a sentence that is trained on
 POOL = 8  # batches that are drawn at once and sorted by length, so that little is padding
 
 
@@ -58,18 +61,21 @@ class Corpus:
     """Training and validation pairs, and their common vocabulary.
 
     Args:
-        sources, target: language codes. Sentences of all sources are trained on; the first one's
-            validate.
+        source, target: language codes.
         size: of the vocabulary.
     """
 
-    def __init__(self, sources: list[str], target: str, size: int = 1000) -> None:
-        found = [catalogues.load(source, target) for source in sources]
-        self.train = Pairs(*(sum((pairs[0][i] for pairs in found), []) for i in range(2)))
-        self.validation = found[0][1]
+    def __init__(self, source: str, target: str, size: int = 1000) -> None:
+        self.train, self.validation = catalogues.load(source, target)
         columns = zip(*map(self.numbered_pair, *self.train), strict=True)
         self.sources, self.targets = map(list, columns)
         self.vocabulary = Vocabulary(self.sources + self.targets, size)
+        short = [
+            i
+            for i, pair in enumerate(zip(self.sources, self.targets, strict=True))
+            if max(len(self.vocabulary.encode(x)) for x in pair) <= LONGEST
+        ]
+        self.sources, self.targets = ([x[i] for i in short] for x in (self.sources, self.targets))
 
     @staticmethod
     def numbered_pair(source: str, target: str) -> tuple[str, str]:
@@ -125,5 +131,69 @@ class Corpus:
         references = self.validation.target
         return {
             "copying the source": bleu(self.validation.source, references),
-            "the most frequent sentence": bleu([self.most_frequent()] * len(references), references),
+            "the most frequent sentence": bleu(
+                [self.most_frequent()] * len(references), references
+            ),
         }
+
+
+def print_samples(corpus: Corpus, found: list[str], options: Options, count: int = 12) -> None:
+    """Some translations on the screen, all of them in translations.tsv."""
+    rows = list(zip(corpus.validation.source, found, corpus.validation.target, strict=True))
+    for source, translated, reference in rows[:: max(1, len(rows) // count)]:
+        print(f"  {source}\n    model:     {translated}\n    reference: {reference}")
+    lines = ["source\tmodel\treference", *("\t".join(row) for row in rows)]
+    (options.out / "translations.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def train_translator(
+    name: str,
+    description: str,
+    make: Callable[[int, Options], nn.Module],
+    arguments: list[str] | None,
+    *,
+    steps: int,
+    stated: float,
+    learning_rate: float,
+    look: Callable[[nn.Module, Corpus, Options], Any] | None = None,
+) -> None:
+    """The whole example for a model with `loss(source, target)` and `translate(source)`.
+
+    Args:
+        make: the model for a vocabulary of this size.
+        stated: the BLEU that is promised.
+        look: saves more samples of the trained model.
+    """
+    made = parser(name, description, steps)
+    made.add_argument("--source", default="en", help="language code (default: %(default)s)")
+    made.add_argument("--target", default="de", help="language code (default: %(default)s)")
+    given = made.parse_args(arguments)
+    options = common(given)
+    corpus = Corpus(given.source, given.target)
+    model, device = make(len(corpus.vocabulary), options), options.device
+    checked = corpus.validation_batch()
+    trained = Training(
+        options,
+        name,
+        model,
+        batch=lambda step: corpus.batch(BATCH, options.seed, step),
+        loss=lambda batch: model.loss(*(x.to(device) for x in batch)),
+        validate=lambda: model.loss(*(x.to(device) for x in checked)),
+        config={"model": model.config.to_dict(), "languages": [given.source, given.target]},
+        learning_rate=learning_rate,
+        weight_decay=0.01,
+    ).run()
+
+    def search(ids: Tensor) -> Tensor:
+        return model.translate(ids.to(device), beams=4, steps=LONGEST + 20)
+
+    found = corpus.translate(search, corpus.validation.source)
+    print_samples(corpus, found, options)
+    if look is not None:
+        look(model, corpus, options)
+    value, baselines = bleu(found, corpus.validation.target), corpus.baselines()
+    qualities = [
+        Quality("BLEU of validation sentences", value, rival, figure, stated, higher_is_better=True)
+        for rival, figure in baselines.items()
+    ]
+    report(options, qualities, trained.seconds, languages=[given.source, given.target])
