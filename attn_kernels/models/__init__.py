@@ -3,6 +3,7 @@
 from .captioning import CaptionConfig, CaptionModel
 from .config import Config
 from .gpt import GPT, GPTConfig
+from .image_transformer import ImageTransformer, ImageTransformerConfig
 from .music_transformer import MusicTransformer, MusicTransformerConfig
 from .sagan import SaganConfig, SaganDiscriminator, SaganGenerator, SelfAttention2d
 from .seq2seq import RnnSeq2Seq, RnnSeq2SeqConfig
@@ -18,6 +19,8 @@ __all__ = [
     "CaptionModel",
     "Config",
     "GPTConfig",
+    "ImageTransformer",
+    "ImageTransformerConfig",
     "LuongConfig",
     "LuongSeq2Seq",
     "MusicTransformer",
