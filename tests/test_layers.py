@@ -28,6 +28,7 @@ from attn_kernels.nn import (
     LearnedPositions,
     LocalAttention1d,
     LocalAttention2d,
+    ModelCache,
     RelativeAttention,
     Residual,
     ShawAttention,
@@ -206,6 +207,19 @@ class TestCache:
         assert torch.equal(k[:, :, :5], rows[[2, 2, 0, 1]])
         assert torch.equal(v[3, :, 5:], rows[0])
 
+    @torch.no_grad()
+    def test_reorder_of_a_whole_model(self):
+        cache, rows = ModelCache(2), torch.randn(3, 2, 5, 4)
+        for layer in cache.layers:
+            layer.own.append(rows, rows)
+            layer.context.append(rows, rows)
+        cache.reorder(torch.tensor([2, 0, 0]))
+        for layer in cache.layers:
+            for kept in (layer.own, layer.context):
+                assert torch.equal(kept.k, rows[[2, 0, 0]])
+                assert torch.equal(kept.v, rows[[2, 0, 0]])
+        assert cache.length == 5
+
     def test_bad_input(self):
         cache, layer, x = KeyValueCache(), Attention(8, 4), torch.randn(2, 3, 8)
         with pytest.raises(RuntimeError, match=r"generate under torch\.no_grad\(\)"):
@@ -378,9 +392,9 @@ class TestPositions:
 
     def test_far_positions_are_exact(self):
         """float32 angles would be off by 1e-3 here."""
-        far = 100_003
-        found = sinusoids(torch.tensor(far), 2)
-        torch.testing.assert_close(found, torch.tensor([math.sin(far), math.cos(far)]))
+        angle = 100_003 / 10000 ** (2 / 8)
+        found = sinusoids(torch.tensor(100_003), 8)[2:4]
+        torch.testing.assert_close(found, torch.tensor([math.sin(angle), math.cos(angle)]))
 
     def test_modules(self):
         x = torch.randn(2, 7, 6)

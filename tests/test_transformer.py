@@ -74,6 +74,12 @@ class TestModel:
         assert torch.equal(cached, again)
         assert len({tuple(row) for row in cached.tolist()}) > 1
 
+    def test_the_source_is_projected_once(self):
+        model, calls = tiny(), []
+        model.decoder.layers[0].cross.key.register_forward_hook(lambda *_: calls.append(1))
+        assert model.translate(sentences(), steps=5).shape[1] > 1
+        assert len(calls) == 1
+
     def test_dropout_acts_in_training_only(self):
         model, source = tiny(dropout=0.5), sentences()
         assert torch.equal(model(source, source), model(source, source))
