@@ -14,6 +14,7 @@ from itertools import pairwise
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
 WORD = re.compile(r"\s?%\(\w+\)\w|\s?\w+|\s?[^\w\s]")  # a placeholder, a word or a sign
+PRIVATE = re.compile("[\ue000-\uf8ff]")
 Pair = tuple[str, str]
 
 
@@ -99,6 +100,10 @@ class Vocabulary:
         words = WORD.findall(sentence)
         pieces = [piece for word in words for piece in self.split(word, dropout, dice)]
         return [self.ids.get(piece, UNKNOWN) for piece in pieces]
+
+    def label(self, index: int) -> str:
+        """The piece for a picture: letters of private use, which fonts lack, as a sign."""
+        return PRIVATE.sub("\N{WHITE SQUARE}", self.pieces[index])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The sentence up to END."""

@@ -1,8 +1,8 @@
 """A small GPT learns to write Python's language reference, byte by byte.
 
-The text comes with Python itself. The figure is bits per byte on texts that were not trained on; the
-baselines know how often each byte occurs, alone and behind the one before it. sample.txt goes on from
-a prompt.
+The text comes with Python itself. The figure is bits per byte on texts that were not trained on;
+the baselines know how often each byte occurs, alone and behind the one before it. sample.txt goes
+on from a prompt.
 """
 
 from __future__ import annotations

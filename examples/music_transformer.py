@@ -113,6 +113,22 @@ def marginal_nll(train: list[np.ndarray], validation: list[np.ndarray]) -> float
     return total / count
 
 
+def persistence_nll(train: list[np.ndarray], validation: list[np.ndarray]) -> float:
+    """The same for who expects the note before to sound on, or else any other, with frequencies of
+    each voice from the training pieces."""
+    total = count = 0
+    for voice in range(VOICES):
+        rows = [piece[:, voice] for piece in train]
+        same = sum(int((x[1:] == x[:-1]).sum()) for x in rows) / sum(len(x) - 1 for x in rows)
+        for x in (piece[:, voice] for piece in validation):
+            repeats = int((x[1:] == x[:-1]).sum())
+            changes = len(x) - 1 - repeats
+            total -= repeats * math.log(same) + changes * math.log((1 - same) / (START - 1))
+            total += math.log(START)  # the first note: any
+            count += len(x)
+    return total / count
+
+
 def train(
     options: Options, kind: str, found: chorales.Chorales, data: str, marginal: float
 ) -> Training:
@@ -164,9 +180,13 @@ def run(arguments: list[str] | None = None) -> None:
     pieces = chorales.load(found.data)
     data = "music21" if found.data is None else found.data.name
     marginal = marginal_nll(pieces.train, pieces.validation)
+    persistence = persistence_nll(pieces.train, pieces.validation)
     relative = train(options, "relative", pieces, data, marginal)
     figure = ("nats per validation note", relative.validation_loss)
-    qualities = [Quality(*figure, "pitch frequencies of each voice", marginal, stated=0.7)]
+    qualities = [
+        Quality(*figure, "pitch frequencies of each voice", marginal, stated=0.9),
+        Quality(*figure, "the note before, or any other", persistence, stated=0.9),
+    ]
     seconds = relative.seconds
     if found.compare:
         absolute = train(options, "absolute", pieces, data, marginal)

@@ -1,9 +1,9 @@
 """A self-attention GAN draws handwritten digits of 8 x 8 pixels, each class when asked for it.
 
-The figure is the Fréchet distance of generated and validation digits: of the two normal distributions
-with the mean and covariance of their pixels (0..1). The baseline draws every pixel by itself, from its
-own frequencies for the class, and so knows everything but how pixels go together. samples.png has a
-row for each class, attention.png shows where four cells of the features look.
+The figure is the Fréchet distance of generated and validation digits: of the two normal
+distributions with the mean and covariance of their pixels (0..1). The baseline draws every pixel by
+itself, from its own frequencies for the class, and so knows everything but how pixels go together.
+samples.png has a row for each class, attention.png shows where four cells of the features look.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def save_alignments(model: AttentionSeq2Seq, corpus: Corpus, options: Options) -
         target = model.translate(source)
         read = torch.cat([source.new_full((1, 1), START), target[:, :-1]], 1)
         weights = model.alignments(source, read)[0].cpu()
-        words, wanted = ([vocabulary.pieces[i] for i in x] for x in (target[0].tolist(), row))
+        words, wanted = (list(map(vocabulary.label, x)) for x in (target[0].tolist(), row))
         pictures.save_matrix(options.out / f"alignment_{index}.png", weights, words, wanted)
 
 

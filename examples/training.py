@@ -21,6 +21,7 @@ from . import checkpoint, pictures
 from .options import Options
 from .progress import Progress
 
+RARELY = 20  # steps between two validations, at least
 SAVE_EVERY = 30.0  # seconds that an accident may cost
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 
@@ -114,7 +115,7 @@ class Training:
         self.config = {**config, "seed": options.seed}
         self.clip, self.baseline = clip, baseline
         self.schedule = schedule or (lambda step: warmup_cosine(step, options.steps))
-        self.validate_every = max(1, options.steps // validations)
+        self.validate_every = max(RARELY, options.steps // validations)
         self.optimizers: dict[str, Optimizer] = {
             "adam": torch.optim.AdamW(
                 model.parameters(), learning_rate, betas, weight_decay=weight_decay
