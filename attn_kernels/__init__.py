@@ -5,8 +5,11 @@ from .core.attention import attention
 from .core.backends import backends, use_backend
 from .core.explain import explain
 from .core.geometry import Causal, Full, Local1d, Local2d
+from .core.merge import merge
+from .core.pattern import Pattern
 from .core.score import Relative
 from .local import local_attention_1d, local_attention_2d
+from .picture import plot
 from .relative import relative_attention
 
 __version__ = "0.1.0"
@@ -15,6 +18,7 @@ __all__ = [
     "Full",
     "Local1d",
     "Local2d",
+    "Pattern",
     "Relative",
     "attention",
     "backends",
@@ -22,6 +26,8 @@ __all__ = [
     "explain",
     "local_attention_1d",
     "local_attention_2d",
+    "merge",
+    "plot",
     "relative_attention",
     "use_backend",
 ]

@@ -162,6 +162,9 @@ Geometry geometry_of(const std::string& name, const std::vector<int64_t>& n) {
     g.kind = GeometryKind::kLocal2d, g.rows = n[0], g.cols = n[1], g.block_rows = n[2],
     g.block_cols = n[3];
     g.halo_rows = n[4], g.halo_cols = n[5], g.causal = n[6];
+  } else if (name == "pattern") {
+    expect(3);
+    g.kind = GeometryKind::kPattern, g.rows = n[0], g.cols = n[1], g.n_runs = n[2];
   } else {
     STD_TORCH_CHECK(false, "attn_kernels: unknown geometry ", name);
   }
@@ -171,7 +174,7 @@ Geometry geometry_of(const std::string& name, const std::vector<int64_t>& n) {
 // Both operators' shared arguments, and what has to stay alive while their pointers are in use.
 struct Inputs {
   Tensor q, k, v;
-  OptionalTensor rel_k, rel_v, q_rel, key_lengths, query_offsets;
+  OptionalTensor rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern;
 
   Table table(const OptionalTensor& x) const {
     if (!x.has_value()) return {};
@@ -189,6 +192,16 @@ struct Inputs {
       p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
     if (query_offsets.has_value())
       p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
+    if (p.geometry.kind == GeometryKind::kPattern) set_table(p.geometry);
+  }
+
+  void set_table(Geometry& g) const {
+    STD_TORCH_CHECK(pattern.has_value() && pattern->scalar_type() == ScalarType::Long &&
+                        pattern->dim() == 1 && pattern->is_contiguous() && pattern->is_cpu(),
+                    "attn_kernels: a pattern's table must be one dimension of int64 on the CPU");
+    g.table = static_cast<const int64_t*>(pattern->data_ptr());
+    STD_TORCH_CHECK(is_sound(g, pattern->numel()),
+                    "attn_kernels: not a pattern's table; call attn_kernels.attention");
   }
 
   // Keys and values in `dtype`, which is theirs or the arithmetic type.
@@ -200,14 +213,16 @@ struct Inputs {
 
 Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
                    const OptionalTensor& rel_v, const OptionalTensor& q_rel,
-                   const OptionalTensor& key_lengths, const OptionalTensor& query_offsets) {
+                   const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
+                   const OptionalTensor& pattern) {
   const bool shapes_fit = q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && k.size(0) == q.size(0) &&
                           v.size(0) == q.size(0) && k.size(3) == q.size(3) &&
                           v.size(1) == k.size(1) && v.size(2) == k.size(2) &&
                           (k.size(1) == 0 || q.size(1) % k.size(1) == 0);
   STD_TORCH_CHECK(shapes_fit,
                   "attn_kernels: the shapes of q, k and v do not fit; call attn_kernels.attention");
-  Inputs in{rows_contiguous(q), rows_contiguous(k), rows_contiguous(v), {}, {}, {}, {}, {}};
+  Inputs in{
+      rows_contiguous(q), rows_contiguous(k), rows_contiguous(v), {}, {}, {}, {}, {}, pattern};
   const auto table = [&](const OptionalTensor& x, int64_t dim) -> OptionalTensor {
     if (!x.has_value()) return {};
     STD_TORCH_CHECK(
@@ -266,18 +281,19 @@ int64_t tile_queries(const Tensor& q) {
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                    const OptionalTensor& rel_k, const OptionalTensor& rel_v,
                                    const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
-                                   const OptionalTensor& query_offsets, int64_t query_offset,
+                                   const OptionalTensor& query_offsets,
+                                   const OptionalTensor& pattern, int64_t query_offset,
                                    const std::string& geometry, const std::vector<int64_t>& extent,
                                    bool clip, double scale, double rel_scale) {
-  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets);
+  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern);
   const Tensor out = empty_in_layout(q, v.size(3));
   const Tensor lse = empty(q, {q.size(0), q.size(1), q.size(2)}, arithmetic_type(q));
   if (lse.numel() == 0) return {out, lse};
 
   const auto [kernels, key_type] = choose(in);
   ForwardParams p;
-  in.fill(p);
   p.geometry = geometry_of(geometry, extent);
+  in.fill(p);
   p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
   p.out = view_of(out), p.lse = lse.data_ptr();
   plan_forward(p, tile_queries(q));
@@ -297,9 +313,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse,
     const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
     const OptionalTensor& rel_v, const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
-    const OptionalTensor& query_offsets, int64_t query_offset, const std::string& geometry,
-    const std::vector<int64_t>& extent, bool clip, double scale, double rel_scale) {
-  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets);
+    const OptionalTensor& query_offsets, const OptionalTensor& pattern, int64_t query_offset,
+    const std::string& geometry, const std::vector<int64_t>& extent, bool clip, double scale,
+    double rel_scale) {
+  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern);
   const ScalarType dtype = q.scalar_type();
   const Tensor grad_q = empty_in_layout(q, q.size(3)), grad_k = empty_in_layout(k, k.size(3));
   const Tensor grad_v = empty_in_layout(v, v.size(3));
@@ -313,8 +330,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
   const auto [kernels, key_type] = choose(in);
   BackwardParams p;
-  in.fill(p);
   p.geometry = geometry_of(geometry, extent);
+  in.fill(p);
   p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
   in.use_keys_as(key_type, p);
   const Tensor out_rows = rows_contiguous(out),

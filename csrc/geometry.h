@@ -3,21 +3,19 @@
 // A tile is some consecutive queries in scan order (1-D: the sequence; 2-D: the block raster scan,
 // one block or a part of one). Its keys are numbered 0 .. n_keys in the order it gathers them. In
 // that order every query sees one span of keys, and spans only move forward from query to query:
-// causal and windowed tiles in one dimension and raster-scan tiles in two need no other mask.
+// causal and windowed tiles in one dimension and raster-scan tiles in two need no other mask. Only
+// a Pattern has words of bits instead (pattern.h): a tile of its queries lies in one group of rows.
 #pragma once
 
+#include "numbers.h"
 #include "params.h"
+#include "pattern.h"
 
 namespace attn_kernels {
 
 struct Span {
   int64_t start, stop;
 };
-
-static inline int64_t at_least(int64_t x, int64_t bound) { return x < bound ? bound : x; }
-static inline int64_t at_most(int64_t x, int64_t bound) { return x > bound ? bound : x; }
-static inline int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
-static inline int64_t floor_div(int64_t x, int64_t y) { return x >= 0 ? x / y : -ceil_div(-x, y); }
 
 // Rows [top, bottom) and columns [left, right) of the canvas, in raster order, as far as the keys
 // go.
@@ -28,7 +26,7 @@ struct Box {
 struct QueryTile {
   int64_t count;   // queries
   int64_t n_keys;  // keys that some query of the tile may see
-  // 1-D: the position of query 0, its index, and the position of key 0.
+  // 1-D: the position of query 0, its index, and (not under a Pattern) the position of key 0.
   int64_t q_pos, q_index, k_pos;
   // 2-D: the block's queries, of which this tile holds those from `part` on, and the keys' boxes.
   int64_t part;
@@ -64,6 +62,7 @@ static inline Box make_box(int64_t top, int64_t bottom, int64_t left, int64_t ri
 
 // Tiles of one head.
 static inline int64_t tile_count(const Geometry& g, int64_t q_len, int64_t tile_size) {
+  if (g.kind == GeometryKind::kPattern) return ceil_div(q_len + tile_size - 1, tile_size);
   if (g.kind != GeometryKind::kLocal2d) return ceil_div(q_len, tile_size);
   const int64_t per_block = ceil_div(g.block_rows * g.block_cols, tile_size);
   return ceil_div(g.rows, g.block_rows) * ceil_div(g.cols, g.block_cols) * per_block;
@@ -100,9 +99,35 @@ static inline QueryTile query_tile_2d(const Geometry& g, int64_t tile, int64_t t
   return t;
 }
 
+// Tiles lie as the pattern's groups do, so the first and last may hold less.
+static inline QueryTile query_tile_of_pattern(const Geometry& g, int64_t tile, int64_t tile_size,
+                                              int64_t q_len, int64_t k_len, int64_t query_offset) {
+  const int64_t begin = (floor_div(query_offset, tile_size) + tile) * tile_size;
+  QueryTile t{};
+  t.q_pos = at_least(begin, query_offset), t.q_index = t.q_pos - query_offset;
+  t.count = at_most(begin + tile_size, query_offset + q_len) - t.q_pos;
+  t.n_keys = keys_before(runs_of_row(g, t.q_pos), k_len);
+  return t;
+}
+
+// Positions of a pattern's keys from number `n` on, over runs that lie next to each other.
+static inline Span key_run_of_pattern(const Geometry& g, const QueryTile& t, int64_t n) {
+  constexpr int64_t kEnough = 128;
+  const PatternRuns runs = runs_of_row(g, t.q_pos);
+  const PatternRun* run = runs.first + find_run(runs, n);
+  Span span{run->start + n - run->before, run->stop};
+  for (++run; span.stop - span.start < kEnough; span.stop = run++->stop) {
+    if (run == runs.first + runs.count || run->start != span.stop) break;
+  }
+  return span;
+}
+
 static inline QueryTile query_tile(const Geometry& g, int64_t tile, int64_t tile_size,
                                    int64_t q_len, int64_t k_len, int64_t query_offset) {
   if (g.kind == GeometryKind::kLocal2d) return query_tile_2d(g, tile, tile_size, k_len);
+  if (g.kind == GeometryKind::kPattern) {
+    return query_tile_of_pattern(g, tile, tile_size, q_len, k_len, query_offset);
+  }
   QueryTile t{};
   t.q_index = tile * tile_size;
   t.count = at_most(q_len - t.q_index, tile_size);
@@ -119,8 +144,9 @@ static inline int64_t query_index(const Geometry& g, const QueryTile& t, int64_t
   return (t.own.top + (t.part + i) / width) * g.cols + t.own.left + (t.part + i) % width;
 }
 
-// The gathered keys that the tile's query i sees.
+// The gathered keys that the tile's query i sees, or (under a Pattern) may see.
 static inline Span visible_span(const Geometry& g, const QueryTile& t, int64_t i, int64_t k_len) {
+  if (g.kind == GeometryKind::kPattern) return {0, t.n_keys};
   if (g.kind != GeometryKind::kLocal2d) {
     const Span keys = visible_keys(g, t.q_pos + i, k_len);
     return {keys.start - t.k_pos, keys.stop - t.k_pos};
@@ -132,6 +158,7 @@ static inline Span visible_span(const Geometry& g, const QueryTile& t, int64_t i
 
 // Positions of the gathered keys from number `n` on that lie next to each other in memory.
 static inline Span key_run(const Geometry& g, const QueryTile& t, int64_t n) {
+  if (g.kind == GeometryKind::kPattern) return key_run_of_pattern(g, t, n);
   if (g.kind != GeometryKind::kLocal2d) return {t.k_pos + n, t.k_pos + t.n_keys};
   int i = 0;
   while (n >= t.boxes[i].count) n -= t.boxes[i++].count;

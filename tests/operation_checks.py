@@ -67,6 +67,12 @@ class OperationTests:
     medium: ClassVar[Space]
     large: ClassVar[Space]
 
+    def offsets_without_keys(self, keys: int) -> list[Any]:
+        """Offsets, of three batch entries, that put queries where no key can be seen."""
+        if self.dimensions == 2:
+            return []
+        return [-keys // 2, torch.tensor([-keys, 0, 2 * keys])]
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Each class has its own variants and spaces, so decorators cannot name them."""
         cls = metafunc.cls
@@ -169,9 +175,8 @@ class OperationTests:
         keys = inputs.k[0, 0, ..., 0].numel()
         lengths = torch.tensor([0, keys, 1])
         cases = [replace(inputs, key_lengths=lengths)]
-        if self.dimensions == 1:
-            cases.append(replace(inputs, query_offset=-keys // 2))
-            cases.append(replace(inputs, query_offset=torch.tensor([-keys, 0, 2 * keys])))
+        for offset in self.offsets_without_keys(keys):
+            cases.append(replace(inputs, query_offset=offset))
         for case in cases:
             results = check_against_reference(variant, case, backend)
             has_key = pairs(variant, case)[0].any(-1).expand(3, *inputs.q.shape[1:2], -1)

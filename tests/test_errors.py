@@ -23,6 +23,7 @@ from attn_kernels import (
     Full,
     Local1d,
     Local2d,
+    Pattern,
     Relative,
     attention,
     causal_attention,
@@ -30,11 +31,12 @@ from attn_kernels import (
     relative_attention,
     use_backend,
 )
-from attn_kernels.core import backends, geometry, validate
+from attn_kernels.core import backends, geometry, pattern, validate
 
 Q = torch.zeros(2, 4, 6, 8)
 K = V = torch.zeros(2, 2, 6, 8)
 TABLE = torch.zeros(1, 5, 8)
+PATTERN = Pattern.from_mask(torch.ones(9, 9, dtype=torch.bool))
 CANVAS = torch.zeros(2, 4, 2, 3, 8)
 BLOCKS = {"block": (2, 2), "halo": (1, 1)}
 
@@ -156,6 +158,29 @@ MESSAGES = [
     (lambda: Local2d((4, 4), (2, 2), (1, 1), "no"), TypeError, "Local2d: causal must be a bool, got str"),
     (lambda: list(Local2d((4, 4), (2, 2), (1, 1)).key_runs(3, 5, 16)), ValueError,
      "Local2d: [3, 5) must lie inside one block"),
+    # patterns
+    (lambda: Pattern.from_mask([[True]]), TypeError, "Pattern: mask must be a torch.Tensor, got list"),
+    (lambda: Pattern.from_mask(zeros(2, 3)), ValueError,
+     "Pattern: mask must be a bool tensor [queries, keys], got [2, 3] of float32"),
+    (lambda: Pattern.from_mask(zeros(3, dtype=torch.bool)), ValueError,
+     "Pattern: mask must be a bool tensor [queries, keys], got [3] of bool"),
+    (lambda: Pattern.from_function(lambda i, j: i >= j, 2.0, 3), TypeError, "Pattern: q_len must be an int, got float"),
+    (lambda: Pattern.from_function(lambda i, j: i >= j, 2, -3), ValueError,
+     "Pattern: k_len must be at least 0, got -3"),
+    (lambda: Pattern.from_function(lambda i, j: i - j, 2, 3), TypeError,
+     "Pattern: function must return a bool tensor, got torch.int64"),
+    (lambda: Pattern.from_function(lambda i, j: True, 2, 3), TypeError,
+     "Pattern: function must return a bool tensor, got bool"),
+    (lambda: Pattern.from_function(lambda i, j: (i >= j)[:, :2], 2, 3), ValueError,
+     "Pattern: function must return a tensor that broadcasts to [2, 3], got [2, 2]"),
+    (call(geometry=PATTERN, query_offset=4), ValueError,
+     "query_offset must be in [0, 3] for 6 queries under a Pattern of 9 rows, got 4"),
+    (call(geometry=Pattern.from_mask(zeros(9, 10, dtype=torch.bool))), ValueError,
+     "query_offset must be in [0, 3] for 6 queries under a Pattern of 9 rows, got -1"),
+    (call(zeros(2, 4, 10, 8), geometry=PATTERN), ValueError,
+     "q must have a length of at most 9 under this Pattern, got 10"),
+    (call(Q, zeros(2, 2, 10, 8), zeros(2, 2, 10, 8), geometry=PATTERN), ValueError,
+     "k must have a length of at most 9 under this Pattern, got 10"),
     # backends
     (call(backend="tpu"), ValueError, "backend must be one of cpu, triton, cuda, reference or None, got 'tpu'"),
     (lambda: use_backend("tpu").__enter__(), ValueError,
@@ -179,7 +204,7 @@ def test_message(wrong_call: Callable, kind: type[Exception], text: str) -> None
 
 
 @pytest.mark.parametrize(
-    "module", [validate, geometry, attn_kernels.local], ids=lambda m: m.__name__
+    "module", [validate, geometry, pattern, attn_kernels.local], ids=lambda m: m.__name__
 )
 def test_every_message_is_in_the_table(module: ModuleType) -> None:
     """Whoever adds a `raise` adds a line above: each one is where some call of the table ends."""

@@ -138,15 +138,16 @@ def test_blockwise_shift_hides_the_last_cell_of_each_block():
 
 
 def test_attention_is_local_in_one_layer():
-    """A cell reads the inputs of its own block and of the memory, no others."""
-    for config in (ONE_D, TWO_D):
+    """A cell reads the inputs of its own block and of the memory, no others. Rows come first."""
+    expected_geometries = (Local1d(5, 5), Local2d((4, 6), (3, 4), (2, 5), causal=True))
+    for config, geometry in zip((ONE_D, TWO_D), expected_geometries, strict=True):
         model = built(replace(config, layers=1))
         canvas = config.canvas
         x = torch.randn(1, canvas[0] * canvas[1], 16).double().requires_grad_()
         for place in range(x.shape[1]):
             (grad,) = torch.autograd.grad(model.decoder(x)[0, place].sum(), x)
             reached = grad[0].abs().sum(-1) > 0
-            expected = [bool(model.geometry.visible(place, key)) for key in range(x.shape[1])]
+            expected = [bool(geometry.visible(place, key)) for key in range(x.shape[1])]
             assert reached.tolist() == expected
 
 
@@ -238,6 +239,11 @@ class TestLogistic:
         log_p.sum().backward()
         assert log_p.isfinite().all()
         assert parameters.grad.isfinite().all()
+        bounded = parameters.detach().clone()
+        bounded[:, 2] = -7.0  # PixelCNN++'s least log scale
+        assert torch.equal(
+            log_p, logistic.log_probability(bounded, torch.tensor([[0], [128], [255]]), 256)
+        )
 
     def test_draws_follow_the_probabilities(self):
         """Chi-squared over all 5 x 5 pixels, 24 degrees of freedom."""

@@ -30,6 +30,8 @@ from common import (
 from test_causal import variant as causal
 from test_local_1d import variant as local_1d
 from test_local_2d import variant as local_2d
+from test_pattern import column
+from test_pattern import variant as pattern_variant
 from test_relative import variant as relative
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -39,6 +41,7 @@ from attn_kernels import (
     Full,
     Local1d,
     Local2d,
+    Pattern,
     Relative,
     attention,
     backends,
@@ -51,7 +54,14 @@ from attn_kernels.core import ops
 
 CAUSAL = causal(None)
 RELATIVE = relative("both", Full(), 15, per_head=True, rel_v="shared", q_rel=True)
-VARIANTS = [CAUSAL, local_1d(4, 2, 3, causal=False), local_2d((2, 3), (1, 2), True), RELATIVE]
+PATTERN = pattern_variant("column", column)
+VARIANTS = [
+    CAUSAL,
+    local_1d(4, 2, 3, causal=False),
+    local_2d((2, 3), (1, 2), True),
+    RELATIVE,
+    PATTERN,
+]
 
 
 def inputs_of(variant: Variant, length: int = 12, **settings: Any) -> Inputs:
@@ -68,7 +78,7 @@ def operator_arguments(variant: Variant, x: Inputs) -> tuple[Any, ...]:
     offsets, offset = x.query_offset, k.shape[2] - q.shape[2]
     clip = table is None or table.beyond == "clip"
     return (
-        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets, offset,
+        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets, geometry.table, offset,
         geometry.name, geometry.extent(), clip, 0.3, 0.4,
     )  # fmt: skip
 
@@ -93,6 +103,7 @@ OPERATOR_INPUTS = {
     "relative": (RELATIVE, inputs_of(RELATIVE)),
     "relative-transposed": (RELATIVE, inputs_of(RELATIVE).map(sequence_major)),
     "relative-entries": (RELATIVE, with_entries(inputs_of(RELATIVE))),
+    "pattern": (PATTERN, inputs_of(PATTERN)),
 }
 
 
@@ -152,7 +163,9 @@ def mark_lengths(tensors: dict[str, Tensor], two_dimensional: bool) -> None:
                 torch._dynamo.mark_dynamic(x, dim)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=["causal", "local_1d", "local_2d", "relative"])
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=["causal", "local_1d", "local_2d", "relative", "pattern"]
+)
 def test_compile(fused: Target, variant: Variant) -> None:
     """One graph, compiled once, for every length, forward and backward."""
     torch._dynamo.reset()
@@ -315,6 +328,16 @@ def test_vmap_over_inputs(backend: Target) -> None:
     check_vmap(function, (0, 2, 4), q, k, v)
     check_vmap(function, (0, None, None), q, k[:, :, 0], v[..., 0])
     check_vmap(function, (None, 2, None), q[0], k, v[..., 0])
+
+
+def test_vmap_over_a_pattern(backend: Target) -> None:
+    """All samples share one pattern."""
+    pattern = PATTERN.geometry((4,))
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return attention(q, k, v, pattern, backend=backend.name, return_lse=True)
+
+    check_vmap(function, (0, None, 0), draw(3, 2, 4, 7, 5), draw(2, 2, 9, 5), draw(3, 2, 2, 9, 6))
 
 
 @pytest.mark.parametrize("table_heads", [1, 4])
@@ -525,6 +548,7 @@ def test_after_fork(fused: Target, before: str) -> None:
 GEOMETRIES = [
     Full(), Causal(), Causal(7), Local1d(4, 4), Local1d(4, 2, 3, causal=False),
     Local2d((6, 8), (2, 3), (1, 2)), Local2d((6, 8), (2, 3), (1, 2), causal=True),
+    Pattern.from_function(lambda i, j: i != j, 7, 9),
 ]  # fmt: skip
 
 

@@ -84,7 +84,11 @@ class TestModel:
         model, source = tiny(dropout=0.5), sentences()
         assert torch.equal(model(source, source), model(source, source))
         model.train()
-        assert not torch.equal(model(source, source), model(source, source))
+        for kept in (model.dropout, model.encoder.layers[0].attention_residual.dropout):
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.5 * (module is kept)
+            assert not torch.equal(model(source, source), model(source, source))
 
     def test_counts_of_the_paper(self):
         """65 and 213 million in table 3, whose vocabulary is "about 37000"."""
@@ -210,12 +214,43 @@ class TestSearch:
             assert math.isclose(float(scores[entry]), score, rel_tol=1e-5)
 
     def test_one_beam_is_greedy(self):
-        chain, start = Chain(5, 8), torch.zeros(8, dtype=torch.int64)
+        chain, start = Chain(5, 64), torch.zeros(64, dtype=torch.int64)
         tokens, _ = beam_search(
-            chain.logits_of(1), lambda entries: None, start, beams=1, end=3, steps=5
+            chain.logits_of(1), lambda entries: None, start, beams=1, end=3, steps=5, alpha=1.0
         )
         greedy = generate(chain.logits_of(1), start[:, None], 5, temperature=0, end=3)[:, 1:]
         assert torch.equal(tokens, greedy)
+
+    def test_entries_do_not_wait_for_each_other(self):
+        """An entry that is done is done, whatever the others of its batch still do."""
+        chain, start = Chain(5, 64), torch.zeros(64, dtype=torch.int64)
+        options = {"beams": 2, "end": 3, "steps": 5, "alpha": 1.0}
+        tokens, scores = beam_search(chain.logits_of(2), lambda entries: None, start, **options)
+        whole = chain.table
+        for entry in range(64):
+            chain.table = whole[entry : entry + 1]
+            alone, score = beam_search(
+                chain.logits_of(2), lambda entries: None, start[:1], **options
+            )
+            assert tokens[entry, : alone.shape[1]].tolist() == alone[0].tolist()
+            assert float(scores[entry]) == float(score)
+
+    def test_a_long_sequence_may_still_win(self):
+        """0.6 to end at once, or 0.4 and then nothing to lose for 10 tokens: with alpha = 1 that is
+        log 0.6 against log 0.4 / 2.5."""
+        first = torch.tensor([0.0, 0.4, 0.6]).log()
+        more, stop = torch.tensor([[-torch.inf, 0.0, -torch.inf], [-torch.inf, -torch.inf, 0.0]])
+
+        def logits_of(tokens: Tensor) -> Tensor:
+            length = tokens.shape[1]
+            return (first if length == 1 else more if length < 10 else stop).expand(2, 3)
+
+        tokens, scores = beam_search(
+            logits_of, lambda entries: None, torch.zeros(1, dtype=torch.int64),
+            beams=2, end=2, steps=10, alpha=1.0,
+        )  # fmt: skip
+        assert tokens.tolist() == [[1] * 9 + [2]]
+        assert float(scores) == pytest.approx(math.log(0.4) / 2.5)
 
     def test_without_an_end_the_best_live_one_is_returned(self):
         logits = torch.tensor([0.0, 2.0, 1.0, -torch.inf])

@@ -34,12 +34,13 @@ def attention(
     Args:
         q, k, v: [B, H, Lq, D], [B, Hk, Lk, D] and [B, Hk, Lk, Dv] of one dtype on one device, in
             any strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
-        geometry: which keys a query sees: Full, Causal, Local1d, Local2d.
+        geometry: which keys a query sees: Full, Causal, Local1d, Local2d, Pattern.
         score: what is added to the logits: None or Relative.
         scale: default D ** -0.5.
         key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry.
         query_offset: query i stands at position i + query_offset; an int or an int tensor [B].
-            Default Lk - Lq: the last query sees the last key.
+            Default Lk - Lq: the last query sees the last key. A position is a row of a Pattern,
+            which says what its default is.
         return_lse: also return lse, [B, H, Lq], float32 (float64 for float64), differentiable.
         backend: "cpu", "triton" or "reference"; None chooses, and explain() tells why.
 
@@ -49,8 +50,8 @@ def attention(
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     if query_offset is None:
-        query_offset = k.shape[2] - q.shape[2]
-    name, _ = choose(backend, q, v)
+        query_offset = geometry.default_offset(q.shape[2], k.shape[2])
+    name, _ = choose(backend, q, v, geometry)
     if name == REFERENCE:
         out, lse = call_reference(q, k, v, geometry, score, scale, key_lengths, query_offset)
     else:
@@ -78,7 +79,7 @@ def call_operator(
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
     return ops.call(
-        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, query_offset,
+        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, geometry.table, query_offset,
         geometry.name, geometry.extent(), clip, scale, rel_scale,
     )  # fmt: skip
 

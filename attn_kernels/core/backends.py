@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .geometry import Geometry
+
 REFERENCE = "reference"
 NAMES = ("cpu", "triton", "cuda", REFERENCE)
 MAX_HEAD_DIM = 512
@@ -126,12 +128,12 @@ def backends() -> dict[str, Backend]:
     return {name: status(name) for name in NAMES}
 
 
-def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
+def can_run(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
     """The reason why `name` cannot run these inputs, or None."""
     if name == REFERENCE:
         return None
     if name == "triton":
-        return triton_error() or triton_limit(q, v)
+        return triton_error() or triton_limit(q, v, geometry)
     if name != "cpu":
         return status(name).reason
     if q.device.type != "cpu":
@@ -141,22 +143,24 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
     return cpu_library.error() or None
 
 
-def triton_limit(q: Tensor, v: Tensor) -> str | None:
+def triton_limit(q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
     """The reason why these inputs are beyond the Triton kernels, or None."""
     if q.device.type != "cuda":
         return f"inputs are on {q.device}"
     if q.dtype == torch.float64:
         return "it has no float64"
+    if geometry.name == "pattern":
+        return "it has no Pattern"
     if max(q.shape[3], v.shape[3]) > MAX_TRITON_HEAD_DIM:
         return f"head dim is at most {MAX_TRITON_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
     return None
 
 
-def require(name: str, q: Tensor, v: Tensor) -> None:
+def require(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> None:
     """Raise the reason why `name` cannot run these inputs."""
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
-    reason = can_run(name, q, v)
+    reason = can_run(name, q, v, geometry)
     if reason is None:
         return
     if status(name).available:
@@ -181,14 +185,14 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
+def choose(requested: str | None, q: Tensor, v: Tensor, geometry: Geometry) -> tuple[str, str]:
     """The backend for these inputs, and why. An explicit request never falls back."""
     explicit = requested or _forced
     if explicit is not None:
-        require(explicit, q, v)
+        require(explicit, q, v, geometry)
         return explicit, "requested" if requested else "set by use_backend"
     native = "triton" if q.device.type == "cuda" else "cpu"
-    reason = can_run(native, q, v)
+    reason = can_run(native, q, v, geometry)
     if reason is None:
         return native, f"inputs are on {'a GPU' if native == 'triton' else 'the CPU'}"
     if q.device.type == "cpu" and reason not in _warned and not torch.compiler.is_compiling():

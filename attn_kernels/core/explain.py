@@ -71,9 +71,10 @@ def explain(
     key_lengths and tensors of offsets are not looked into: counts are those of whole sequences.
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
-    name, reason = choose(backend, q, v)
+    name, reason = choose(backend, q, v, geometry)
     (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
-    offset = query_offset if isinstance(query_offset, int) else k_len - q_len
+    default = geometry.default_offset(q_len, k_len)
+    offset = query_offset if isinstance(query_offset, int) else default
     pairs = batch * heads * geometry.visible_pairs(q_len, k_len, offset)
     products, back_products = dim + v_dim, 3 * dim + 2 * v_dim
     tensors = [q, k, v]

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from torch import Tensor
+
 
 class Run(NamedTuple):
     """Consecutive positions [start, stop). full: every pair of the tile and the run is visible."""
@@ -42,15 +44,20 @@ def check_pair(owner: str, name: str, value: Any, least: int) -> None:
 
 
 class Geometry:
-    """Base of all geometries. `name` and `extent()` are how a geometry travels to the kernels."""
+    """Base of all geometries. `name`, `extent()` and `table` are how one travels to the kernels."""
 
     name: ClassVar[str]
     two_dimensional: ClassVar[bool] = False
     causal: bool = False
+    table: Tensor | None = None  # what does not fit in numbers
 
     def extent(self) -> tuple[int, ...]:
         """The geometry's numbers, in the order csrc/geometry.h reads them."""
         raise NotImplementedError
+
+    def default_offset(self, q_len: int, k_len: int) -> int:
+        """The position of query 0 where the caller names none: the last query sees the last key."""
+        return k_len - q_len
 
     def visible(self, q_pos: Any, k_pos: Any) -> Any:
         """Whether the query at q_pos may see the key at k_pos. Ints or broadcastable tensors."""

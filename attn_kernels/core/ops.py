@@ -13,7 +13,7 @@ from torch import Tensor
 
 _SHARED = (
     "Tensor q, Tensor k, Tensor v, Tensor? rel_k, Tensor? rel_v, Tensor? q_rel,"
-    " Tensor? key_lengths, Tensor? query_offsets, SymInt query_offset,"
+    " Tensor? key_lengths, Tensor? query_offsets, Tensor? pattern, SymInt query_offset,"
     " str geometry, SymInt[] extent, bool clip, float scale, float rel_scale"
 )
 _lib = torch.library.Library("attn_kernels", "DEF")
@@ -28,6 +28,7 @@ bwd = torch.ops.attn_kernels.bwd.default
 
 N_TENSORS = 6  # q, k, v, rel_k, rel_v, q_rel: the differentiable inputs, which come first
 N_ENTRIES = 2  # key_lengths, query_offsets: one number per batch entry, which come next
+N_SAVED = N_TENSORS + N_ENTRIES + 1  # and pattern, a geometry's table
 
 
 # --- Fakes ---
@@ -77,9 +78,8 @@ _register_triton("bwd")
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    n_saved = N_TENSORS + N_ENTRIES
-    ctx.save_for_backward(*output, *inputs[:n_saved])
-    ctx.settings = inputs[n_saved:]
+    ctx.save_for_backward(*output, *inputs[:N_SAVED])
+    ctx.settings = inputs[N_SAVED:]
     ctx.set_materialize_grads(False)
 
 
@@ -91,7 +91,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     backward = _Backward.apply if in_func else bwd
     grads = backward(grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
     given = (g if x is not None else None for g, x in zip(grads, inputs[:N_TENSORS], strict=True))
-    return (*given, *[None] * (N_ENTRIES + len(ctx.settings)))
+    return (*given, *[None] * (N_SAVED - N_TENSORS + len(ctx.settings)))
 
 
 def _double_backward(ctx: Any, *grads: Any) -> Any:
@@ -217,8 +217,8 @@ def _vmap(op: Any, n_before: int) -> Any:
         folded = []
         for name, x, dim in zip(names, args, in_dims, strict=True):
             table = name in ("rel_k", "rel_v")
-            entry = name in ("key_lengths", "query_offsets")
-            folded.append(x if entry else fold(x, dim, 0 if table else 1, heads if table else None))
+            whole = name in ("key_lengths", "query_offsets", "pattern")
+            folded.append(x if whole else fold(x, dim, 0 if table else 1, heads if table else None))
         results = []
         for returned, result in zip(op._schema.returns, op(*folded), strict=True):
             if result.dim() == 1:  # the gradient of an absent input

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry
+from .pattern import Pattern
 from .score import BEYOND, Relative
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -41,6 +42,8 @@ def check_inputs(
         check_per_entry("key_lengths", key_lengths, q)
     if query_offset is not None and type(query_offset) is not int:
         check_offset(query_offset, q)
+    if isinstance(geometry, Pattern):
+        check_pattern(q, k, geometry, query_offset)
 
 
 def check_tensors(q: Any, k: Any, v: Any) -> None:
@@ -96,6 +99,23 @@ def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, score: Any, query_off
         raise NotImplementedError("score: two-dimensional relative terms do not exist yet, got one")
     if query_offset is not None:
         raise ValueError(f"query_offset must be None under Local2d, got {query_offset}")
+
+
+def check_pattern(q: Tensor, k: Tensor, geometry: Pattern, query_offset: Any) -> None:
+    """A tensor of offsets is not looked into: rows that the pattern does not have see nothing."""
+    for name, x, most in (("q", q, geometry.q_len), ("k", k, geometry.k_len)):
+        if x.shape[2] > most:
+            raise ValueError(
+                f"{name} must have a length of at most {most} under this Pattern, got {x.shape[2]}"
+            )
+    if query_offset is None:
+        query_offset = geometry.default_offset(q.shape[2], k.shape[2])
+    last = geometry.q_len - q.shape[2]
+    if not isinstance(query_offset, Tensor) and not 0 <= query_offset <= last:
+        raise ValueError(
+            f"query_offset must be in [0, {last}] for {q.shape[2]} queries under a Pattern of"
+            f" {geometry.q_len} rows, got {query_offset}"
+        )
 
 
 def check_score(q: Tensor, v: Tensor, geometry: Geometry, score: Any) -> None:

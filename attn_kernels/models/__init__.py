@@ -2,6 +2,8 @@
 
 from .captioning import CaptionConfig, CaptionModel
 from .config import Config
+from .dalle import Dalle, DalleConfig
+from .dvae import DiscreteVae, DiscreteVaeConfig
 from .gpt import GPT, GPTConfig
 from .image_transformer import ImageTransformer, ImageTransformerConfig
 from .music_transformer import MusicTransformer, MusicTransformerConfig
@@ -18,6 +20,10 @@ __all__ = [
     "CaptionConfig",
     "CaptionModel",
     "Config",
+    "Dalle",
+    "DalleConfig",
+    "DiscreteVae",
+    "DiscreteVaeConfig",
     "GPTConfig",
     "ImageTransformer",
     "ImageTransformerConfig",

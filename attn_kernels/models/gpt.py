@@ -139,7 +139,8 @@ class GPT(nn.Module):
         cached: bool = True,
     ) -> Tensor:
         """prompt [B, L] continued by up to `steps` tokens; the options are those of `generate` in
-        models/sampling.py. cached=False computes every step from the beginning."""
+        models/sampling.py. cached=False computes every step from the beginning. In training mode
+        dropout acts here too: call eval() first."""
         check_ids("prompt", prompt, self.config.vocab)
         check_count("steps", steps, 0)
         if prompt.shape[1] + steps > self.config.max_length:

@@ -86,8 +86,9 @@ class Cursor:
 def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> list[Note]:
     """The notes of a standard MIDI file of format 0 or 1, by start, then pitch.
 
-    Running status, tempo changes (of any track) and frame-based time are understood. A note that
-    nothing ends lasts to the end of the file. All channels are read, drums included.
+    Running status, tempo changes (of any track) and frame-based time are understood. All channels
+    are read, drums included. A note ends by a message of its own track and channel, the oldest of
+    its pitch first; one that nothing ends lasts to the end of the file.
 
     Args:
         source: a path, or the bytes of a file.

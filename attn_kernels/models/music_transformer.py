@@ -111,7 +111,7 @@ class MusicTransformer(nn.Module):
     with E of each head and layer. In front: embedding * sqrt(dim) and tensor2tensor's sinusoids;
     around: layers that normalise first, a last normalisation, and a softmax of its own weights, as
     in Magenta's code. With melody_vocab an encoder of two-sided relative attention reads a melody
-    and every decoder layer attends to it (section 4.2.3: harmonisation).
+    and every decoder layer attends to it (the paper's harmonisation).
 
     Where others differ: beyond the table's last distance tensor2tensor adds nothing (the default
     here), Shaw et al. and some PyTorch versions use the last row (beyond="clip"), others refuse.
@@ -237,7 +237,8 @@ class MusicTransformer(nn.Module):
         generator: torch.Generator | None = None,
         cached: bool = True,
     ) -> Tensor:
-        """Up to `steps` sampled tokens behind the prompt, which is part of the result: [B, L].
+        """Up to `steps` sampled tokens behind the prompt, which is part of the result: [B, L]. In
+        training mode dropout acts here too: call eval() first.
 
         Args:
             prompt: the start of a piece, [B, length], config.start first if training had it.

@@ -71,7 +71,6 @@ def beam_search(
         better = score > found_score
         ended = extended[torch.arange(batch, device=device), place, 1:]
         found[better, :length] = ended[better]
-        found[better, length:] = end
         found_score = torch.where(better, score, found_score)
         found_count += finishing.sum(1)
 

@@ -146,7 +146,8 @@ class Transformer(nn.Module):
         steps: int | None = None,
         cached: bool = True,
     ) -> Tensor:
-        """The translations, [B, length], without config.start and filled up with config.end.
+        """The translations, [B, length], without config.start and filled up with config.end. In
+        training mode dropout acts here too: call eval() first.
 
         Args:
             source: [B, S], padded on the right.

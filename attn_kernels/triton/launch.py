@@ -60,7 +60,7 @@ class Call:
     def of(
         cls, q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor | None, rel_v: Tensor | None,
         q_rel: Tensor | None, key_lengths: Tensor | None, query_offsets: Tensor | None,
-        query_offset: int, geometry: str, extent: Sequence[int], clip: bool,
+        pattern: Tensor | None, query_offset: int, geometry: str, extent: Sequence[int], clip: bool,
         scale: float, rel_scale: float,
     ) -> Call:  # fmt: skip
         tensors = [contiguous_last(x) for x in (q, k, v, rel_k, rel_v, q_rel)]

@@ -16,6 +16,7 @@ namespace {
 #include "rows.h"
 #include "gemm.h"
 #include "tile.h"
+#include "pattern_tile.h"
 #include "band.h"
 #include "forward.h"
 #include "few.h"

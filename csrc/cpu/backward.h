@@ -71,8 +71,10 @@ struct BackwardTile {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
-    for (int64_t key = 0; key < tile.queries.n_keys; key += kStepKeys) {
-      step(p, tile, key, int(at_most(tile.queries.n_keys - key, kStepKeys)));
+    for (int64_t key = 0; key < tile.queries.n_keys;) {
+      const int n = step_keys(tile, key, tile.queries.n_keys, p.rel_k.data);
+      step(p, tile, key, n);
+      key += n;
     }
     finish(p, tile);
   }
@@ -127,10 +129,11 @@ struct BackwardTile {
   void step(const BackwardParams& p, const Tile<T>& tile, int64_t start, int n) {
     constexpr int pitch = kTileQueries<T>;
     Slab slabs[kStepKeys / kSlabKeys];
-    const int n_slabs = cut_slabs(tile, start, n, slabs);
-    const int64_t offset = tile.queries.k_pos + start - tile.queries.q_pos;
-    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, keys);
-    const Rows<E> v = gather_rows<E>(tile, p.v, p.v_dim, start, n, values);
+    uint64_t seen_by[kStepKeys];  // only under a Pattern
+    const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
+    const int64_t offset = step_offset(tile, start);
+    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, seen_by, keys);
+    const Rows<E> v = gather_rows<E>(tile, p.v, p.v_dim, start, n, seen_by, values);
 
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
@@ -145,8 +148,8 @@ struct BackwardTile {
     if (p.rel_v.data) value_band.add(offset, tile.lanes, n, slabs, n_slabs, grads);
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) {
-        mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), weights);
-        mask_slab<T>(tile, start, slabs[s], 0, grads);
+        mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), weights);
+        mask_slab<T>(tile, start, slabs[s], seen_by, 0, grads);
       }
       for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += kLanes<T>) {
         logit_grads(slabs[s], lane, grads_by_key);

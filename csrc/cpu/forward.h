@@ -141,8 +141,10 @@ struct ForwardTile {
     const int64_t steps = ceil_div(tile.queries.n_keys, kStepKeys);
     const int64_t begin = steps * split / p.splits * kStepKeys;
     const int64_t end = at_most(steps * (split + 1) / p.splits * kStepKeys, tile.queries.n_keys);
-    for (int64_t key = begin; key < end; key += kStepKeys) {
-      step(p, tile, key, int(at_most(end - key, kStepKeys)));
+    for (int64_t key = begin; key < end;) {
+      const int n = step_keys(tile, key, end, p.rel_k.data);
+      step(p, tile, key, n);
+      key += n;
     }
     if (p.rel_v.data) value_band.finish();
     if (p.splits > 1) {
@@ -175,10 +177,11 @@ struct ForwardTile {
   void step(const ForwardParams& p, const Tile<T>& tile, int64_t start, int n) {
     constexpr int pitch = kTileQueries<T>;
     Slab slabs[kStepKeys / kSlabKeys];
-    const int n_slabs = cut_slabs(tile, start, n, slabs);
-    const int64_t offset = tile.queries.k_pos + start - tile.queries.q_pos;
+    uint64_t seen_by[kStepKeys];  // only under a Pattern
+    const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
+    const int64_t offset = step_offset(tile, start);
 
-    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, keys);
+    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, seen_by, keys);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
       gemm<Left::kRows>(slab.keys, slab.lanes, p.dim / kNumbers<E>, k.data + slab.key * k.stride,
@@ -188,7 +191,7 @@ struct ForwardTile {
     }
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
     for (int s = 0; s < n_slabs; ++s) {
-      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], -__builtin_inf(), logits);
+      if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), logits);
     }
     for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
       Vec<T> factor;
@@ -207,8 +210,8 @@ struct ForwardTile {
       }
       store<T>(softmax.sum + lane, sum);
     }
-    const Rows<E> v =
-        pair_rows(gather_rows<E>(tile, p.v, p.v_dim, start, n, values), p.v_dim, n, value_pairs);
+    const Rows<E> v = pair_rows(gather_rows<E>(tile, p.v, p.v_dim, start, n, seen_by, values),
+                                p.v_dim, n, value_pairs);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
       const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);

@@ -63,10 +63,29 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
   return tile;
 }
 
-// Cuts the step of gathered keys [start, start + n) into slabs. Spans only move forward, so the
-// lanes that see a slab are consecutive.
+// Adds a slab to `count` others, or to the last of them where it goes on with the same lanes.
+inline int add_slab(const Slab& slab, Slab* slabs, int count) {
+  Slab* before = count > 0 ? &slabs[count - 1] : nullptr;
+  if (before && before->lane == slab.lane && before->lanes == slab.lanes &&
+      before->masked == slab.masked && before->key + before->keys == slab.key) {
+    before->keys += slab.keys;
+    return count;
+  }
+  slabs[count] = slab;
+  return count + 1;
+}
+
 template <typename T>
-inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs) {
+inline int cut_pattern_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs,
+                             uint64_t* seen_by);
+
+// Cuts the step of gathered keys [start, start + n) into slabs. Spans only move forward, so the
+// lanes that see a slab are consecutive. A Pattern also leaves a word per key: who sees it.
+template <typename T>
+inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs, uint64_t* seen_by) {
+  if (tile.geometry.kind == GeometryKind::kPattern) {
+    return cut_pattern_slabs(tile, start, n, slabs, seen_by);
+  }
   const int last = tile.lanes - 1;
   if (tile.first[last] <= start && tile.stop[0] >= start + n) {
     slabs[0] = {0, n, 0, tile.lanes, false};
@@ -80,20 +99,21 @@ inline int cut_slabs(const Tile<T>& tile, int64_t start, int n, Slab* slabs) {
     const int lane = from / kLanes<T> * kLanes<T>, end = int(padded<T>(to));
     if (lane >= end) continue;
     const bool masked = tile.first[end - 1] > start + key || tile.stop[lane] < start + key + keys;
-    Slab* before = count > 0 ? &slabs[count - 1] : nullptr;
-    if (before && before->lane == lane && before->lanes == end - lane && before->masked == masked &&
-        before->key + before->keys == key) {
-      before->keys += keys;
-    } else {
-      slabs[count++] = {key, keys, lane, end - lane, masked};
-    }
+    count = add_slab({key, keys, lane, end - lane, masked}, slabs, count);
   }
   return count;
 }
 
+template <typename T>
+inline void mask_pattern_slab(const Slab& slab, const uint64_t* seen_by, T value, T* matrix);
+
 // Sets to `value` what a lane does not see of a masked slab.
 template <typename T>
-inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T value, T* matrix) {
+inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, const uint64_t* seen_by,
+                      T value, T* matrix) {
+  if (tile.geometry.kind == GeometryKind::kPattern) {
+    return mask_pattern_slab<T>(slab, seen_by, value, matrix);
+  }
   constexpr int w = kLanes<T>, pitch = kTileQueries<T>;
   for (int lane = slab.lane; lane < slab.lane + slab.lanes; lane += w) {
     BitsVec<T> first, stop;
@@ -105,6 +125,25 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, T va
       store<T>(at, (number >= first) & (number < stop) ? load(at) : set1(value));
     }
   }
+}
+
+// How many of the gathered keys [key, end) the next step takes. A relative term wants keys that lie
+// next to each other.
+template <typename T>
+inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relative) {
+  const int64_t n = at_most(end - key, kStepKeys);
+  if (!relative || tile.geometry.kind != GeometryKind::kPattern) return int(n);
+  const Span run = key_run(tile.geometry, tile.queries, key);
+  return int(at_most(n, run.stop - run.start));
+}
+
+// From the tile's first query to the step's first key, in one dimension.
+template <typename T>
+inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
+  const bool in_runs = tile.geometry.kind == GeometryKind::kPattern;
+  const int64_t key =
+      in_runs ? key_run(tile.geometry, tile.queries, start).start : tile.queries.k_pos + start;
+  return key - tile.queries.q_pos;
 }
 
 // Queries carry the scale of the logits where that costs no precision; pairs would round it in, so
@@ -144,15 +183,22 @@ struct Rows {
   int64_t stride;
 };
 
+template <typename E, typename T>
+inline Rows<E> gather_pattern_rows(const Tile<T>& tile, Rows<E> head, int64_t dim, int64_t start,
+                                   int n, const uint64_t* seen_by, E* buffer);
+
 // The rows of keys (or values) [start, start + n) in gathered order: in place where they lie
 // together, else copied to `buffer`. Pairs are of neighbours within a row.
 template <typename E, typename T>
 inline Rows<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
-                           E* buffer) {
+                           const uint64_t* seen_by, E* buffer) {
   const int64_t offset = tile.batch * view.batch + tile.k_head * view.head;
   const E* head = static_cast<const E*>(view.data) + offset / kNumbers<E>;
   const int64_t stride = view.row / kNumbers<E>;
   dim /= kNumbers<E>;
+  if (tile.geometry.kind == GeometryKind::kPattern) {
+    return gather_pattern_rows<E>(tile, {head, stride}, dim, start, n, seen_by, buffer);
+  }
   Span run = key_run(tile.geometry, tile.queries, start);
   if (run.stop - run.start >= n) return {head + run.start * stride, stride};
   for (int done = 0; done < n;) {

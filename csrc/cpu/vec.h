@@ -118,6 +118,21 @@ ATTN_INLINE Vec<T> blend(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// Lanes whose bit is set come from a, the others from b.
+template <typename T>
+ATTN_INLINE Vec<T> select(uint32_t bits, Vec<T> a, Vec<T> b) {
+#if defined(ATTN_AVX512)
+  if constexpr (sizeof(T) == 4)
+    return _mm512_mask_blend_ps(__mmask16(bits), b, a);
+  else
+    return _mm512_mask_blend_pd(__mmask8(bits), b, a);
+#else
+  BitsVec<T> bit;
+  for (int i = 0; i < kLanes<T>; ++i) bit[i] = 1 << i;
+  return ((BitsVec<T>{} + typename VecTraits<T>::Bits(bits)) & bit) != 0 ? a : b;
+#endif
+}
+
 template <typename T>
 ATTN_INLINE bool all_lanes(BitsVec<T> condition) {
 #if defined(ATTN_AVX512)

@@ -1,0 +1,233 @@
+"""Pattern: any predicate over (query, key), compiled once into lists of key runs and bit masks."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry, Run, check_count
+
+GROUP = 64  # query rows that share a list of runs, and bits in a word
+CELL = 16  # keys in a tile: runs start at multiples of it
+PIECE = 2048  # keys that a predicate is asked about at a time
+RUN_NUMBERS = 4  # of a run in the table: start, stop, keys before it, place of its first word
+
+
+@dataclass(frozen=True)
+class Pattern(Geometry):
+    """The query at row p sees key j iff f(p, j), for any f: from_mask(...), from_function(...).
+
+    A query's position is its row: query i of a call is row i + query_offset. By default the call's
+    last query and last key stand to each other as the pattern's do: row i for a call of the
+    pattern's size, the newest row for one query and a cache of all keys up to it. A call may have
+    fewer queries and keys than the pattern, not more.
+
+    Queries come in groups of 64 rows, keys in cells of 16. Neighbouring cells of a group that every
+    query of it sees in full are one run of two numbers; neighbouring cells that are seen in part
+    are a run with one word per key, whose bit i is the group's query i. The rest takes no memory.
+
+    `table` holds, as int64: where each group's runs begin, and their number; start, stop, number of
+    the group's keys before the run, and place of its first word (-1: fully seen) of each run; and
+    the words. csrc/pattern.h reads the same.
+    """
+
+    q_len: int
+    k_len: int
+    n_runs: int = field(repr=False)
+    table: Tensor = field(repr=False, compare=False)
+    digest: str = field(init=False, repr=False)
+    name: ClassVar[str] = "pattern"
+
+    def __post_init__(self) -> None:
+        digest = hashlib.blake2b(content(self.table), digest_size=16).hexdigest()
+        object.__setattr__(self, "digest", digest)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Pattern:
+        """mask: bool [Lq, Lk], True where the query sees the key."""
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"Pattern: mask must be a torch.Tensor, got {type(mask).__name__}")
+        if mask.dim() != 2 or mask.dtype != torch.bool:
+            raise ValueError(
+                "Pattern: mask must be a bool tensor [queries, keys],"
+                f" got {list(mask.shape)} of {str(mask.dtype).removeprefix('torch.')}"
+            )
+        return compiled(lambda rows, keys: mask[rows][:, keys].cpu(), *mask.shape)
+
+    @classmethod
+    def from_function(
+        cls, function: Callable[[Tensor, Tensor], Tensor], q_len: int, k_len: int
+    ) -> Pattern:
+        """function(q_pos, k_pos) -> bool: of int tensors [n, 1] and [1, m], as FlexAttention's
+        mask_mod without its first two arguments. It is called for pieces of 64 x 2048, on the CPU.
+        """
+        check_count("Pattern", "q_len", q_len, 0)
+        check_count("Pattern", "k_len", k_len, 0)
+
+        def piece(rows: slice, keys: slice) -> Tensor:
+            q_pos = torch.arange(rows.start, rows.stop).unsqueeze(1)
+            k_pos = torch.arange(keys.start, keys.stop).unsqueeze(0)
+            seen = function(q_pos, k_pos)
+            if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
+                got = str(seen.dtype) if isinstance(seen, Tensor) else type(seen).__name__
+                raise TypeError(f"Pattern: function must return a bool tensor, got {got}")
+            try:
+                return seen.expand(len(q_pos), k_pos.shape[1])
+            except RuntimeError:
+                raise ValueError(
+                    "Pattern: function must return a tensor that broadcasts to"
+                    f" [{len(q_pos)}, {k_pos.shape[1]}], got {list(seen.shape)}"
+                ) from None
+
+        return compiled(piece, q_len, k_len)
+
+    def extent(self) -> tuple[int, ...]:
+        return self.q_len, self.k_len, self.n_runs
+
+    def default_offset(self, q_len: int, k_len: int) -> int:
+        return 0 if q_len == self.q_len else k_len - q_len - (self.k_len - self.q_len)
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        """Rows and keys that the pattern does not have see nothing and are not seen."""
+        q_pos, k_pos = torch.as_tensor(q_pos), torch.as_tensor(k_pos)
+        if self.n_runs == 0:
+            return (q_pos != q_pos) & (k_pos != k_pos)
+        q_inside, k_inside = (
+            (q_pos >= 0) & (q_pos < self.q_len),
+            (k_pos >= 0) & (k_pos < self.k_len),
+        )
+        q_pos, k_pos = torch.where(q_inside, q_pos, 0), torch.where(k_inside, k_pos, 0)
+        words = self.words(0, group_count(self.q_len)).to(q_pos.device)
+        return (words[q_pos // GROUP, k_pos] >> q_pos % GROUP & 1).bool() & q_inside & k_inside
+
+    def words(self, first: int, stop: int) -> Tensor:
+        """[stop - first, k_len]: bit i of word [g, j]: query 64 (first + g) + i sees key j."""
+        groups, keys = torch.arange(first, stop).unsqueeze(1), torch.arange(self.k_len)
+        n_groups, pitch = group_count(self.q_len), self.k_len + 1
+        runs = self.table[n_groups + 1 :][: self.n_runs * RUN_NUMBERS].view(-1, RUN_NUMBERS)
+        group_of = torch.searchsorted(
+            self.table[1 : n_groups + 1], torch.arange(self.n_runs), right=True
+        )
+        pitch = self.k_len + 1
+        run = (
+            torch.searchsorted(group_of * pitch + runs[:, 0], groups * pitch + keys, right=True) - 1
+        )
+        run = run.clamp(min=0)
+        start, end, _, place = runs[run].unbind(-1)
+        inside = (group_of[run] == groups) & (keys >= start) & (keys < end)
+        word = self.table[torch.where(inside & (place >= 0), place + keys - start, 0)]
+        word = torch.where(place < 0, full_words(groups, self.q_len), word)
+        return torch.where(inside, word, 0)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """[stop - start, k_len] bool: what some consecutive queries see."""
+        if self.n_runs == 0 or start >= stop:
+            return torch.zeros(max(stop - start, 0), self.k_len, dtype=torch.bool)
+        first = start // GROUP
+        queries = torch.arange(start, stop)
+        words = self.words(first, group_count(stop))
+        return (words[queries // GROUP - first] >> (queries % GROUP).unsqueeze(1) & 1).bool()
+
+    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
+        yield from runs_of(self.rows(q_start, q_stop)[:, :k_len], 0)
+
+    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
+        yield from runs_of(self.rows(q_start, q_stop)[:, k_start:k_stop].T, q_start)
+
+    def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
+        start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
+        if self.n_runs == 0 or start >= stop:
+            return 0
+        bits_in_byte = sum(torch.arange(256) >> i & 1 for i in range(8))
+        pairs = 0
+        for group in range(start // GROUP, group_count(stop)):
+            first, rows = group * GROUP, full_words(torch.tensor(group), stop)
+            if start > first:
+                rows = rows & -(1 << start - first)
+            words = self.words(group, group + 1)[0, :k_len] & rows
+            pairs += int(bits_in_byte[words.view(torch.uint8).int()].sum())
+        return pairs
+
+
+def group_count(q_len: int) -> int:
+    return -(-q_len // GROUP)
+
+
+def full_words(groups: Tensor, q_len: int) -> Tensor:
+    """Words with a bit for each of a group's rows before q_len: what all of them see."""
+    n_rows = (q_len - groups * GROUP).clamp(max=GROUP)
+    return torch.where(n_rows == GROUP, -1, (1 << n_rows % GROUP) - 1)
+
+
+def pack(seen: Tensor) -> Tensor:
+    """[n <= 64, keys] bool -> [keys] int64: bit i of a word is row i."""
+    padded = seen.new_zeros(GROUP, seen.shape[1], dtype=torch.uint8)
+    padded[: seen.shape[0]] = seen
+    bit = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8).view(1, 8, 1)
+    octets = (padded.view(8, 8, -1) * bit).sum(1, dtype=torch.uint8)
+    return octets.T.contiguous().flatten().view(torch.int64)
+
+
+def compiled(piece: Callable[[slice, slice], Tensor], q_len: int, k_len: int) -> Pattern:
+    """The pattern of which piece(rows, keys) is a part of the mask."""
+    pieces = [slice(key, min(key + PIECE, k_len)) for key in range(0, k_len, PIECE)]
+    # Bytes grow in one place; a tensor of each group, between larger ones that come and go, would
+    # leave memory in fragments.
+    first_runs, all_runs, all_words = [0], bytearray(), bytearray()
+    for group in range(group_count(q_len)):
+        rows = slice(group * GROUP, min((group + 1) * GROUP, q_len))
+        packed = [pack(piece(rows, keys)) for keys in pieces]
+        words = torch.cat([torch.empty(0, dtype=torch.int64), *packed])
+        full = int(full_words(torch.tensor(group), q_len))
+        runs, kept = group_runs(words, full, len(all_words) // 8)
+        first_runs.append(first_runs[-1] + len(runs))
+        all_runs += content(runs)
+        all_words += content(kept)
+    runs, words = (
+        torch.frombuffer(x, dtype=torch.int64) if x else torch.empty(0, dtype=torch.int64)
+        for x in (all_runs, all_words)
+    )
+    places = runs[RUN_NUMBERS - 1 :: RUN_NUMBERS]
+    places += torch.where(places >= 0, len(first_runs) + len(runs), 0)
+    table = torch.cat([torch.tensor(first_runs), runs, words])
+    return Pattern(q_len, k_len, first_runs[-1], table)
+
+
+def content(x: Tensor) -> bytes:
+    """The bytes of a contiguous tensor."""
+    return ctypes.string_at(x.data_ptr(), x.nbytes) if x.nbytes else b""
+
+
+def group_runs(words: Tensor, full: int, place: int) -> tuple[Tensor, Tensor]:
+    """One group's runs [n, 4] and the words of those seen in part, which lie from `place` on."""
+    k_len = len(words)
+    padding = words[-1:].expand(-k_len % CELL)
+    cells = torch.cat([words, padding]).view(-(-k_len // CELL), CELL)
+    kind = (cells != 0).any(1).long() + (cells == full).all(1)  # 0 unseen, 1 in part, 2 in full
+    kept = words[(kind == 1).repeat_interleave(CELL)[:k_len]]
+    begins = torch.ones_like(kind, dtype=torch.bool)
+    begins[1:] = kind[1:] != kind[:-1]
+    start, kind = torch.arange(0, k_len, CELL)[begins], kind[begins]
+    stop = torch.cat([start[1:], torch.tensor([k_len])])[: len(start)]
+    start, stop, kind = (x[kind > 0] for x in (start, stop, kind))
+    count = stop - start
+    n_words = torch.where(kind == 1, count, 0)
+    places = torch.where(kind == 1, place + n_words.cumsum(0) - n_words, -1)
+    return torch.stack([start, stop, count.cumsum(0) - count, places], 1), kept
+
+
+def runs_of(seen: Tensor, first: int) -> Iterator[Run]:
+    """Runs of the columns that some row sees; `first` is the position of column 0."""
+    kinds = (seen.any(0).long() + seen.all(0)).tolist() if seen.numel() else []
+    start = 0
+    for stop in range(1, len(kinds) + 1):
+        if stop == len(kinds) or kinds[stop] != kinds[start]:
+            if kinds[start]:
+                yield Run(first + start, first + stop, kinds[start] == 2)
+            start = stop
