@@ -29,6 +29,7 @@ EXAMPLES = {
     "captioning": (DIGITS, "--data digits", ["captions.tsv", "attention_0.png"]),
     "sagan": (DIGITS, "", ["samples.png", "attention.png"]),
     "gpt": (None, "", ["sample.txt"]),
+    "dalle": (DIGITS, "", ["samples.png", "reconstructed.png"]),
     "image_transformer": (DIGITS, "", ["samples.png"]),
     "vit": (DIGITS, "", ["predictions.png"]),
 }
