@@ -1,8 +1,7 @@
 """A small Vision Transformer reads handwritten digits.
 
-1628 digits of 8 x 8 pixels to learn from, moved by up to a pixel, 169 others to validate with; the
-figure is accuracy. predictions.png shows the validation digits, a row for each class that the model
-found.
+1628 digits of 8 x 8 pixels to learn from, 169 others to validate with; the figure is accuracy.
+predictions.png shows the validation digits, a row for each class that the model found.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from . import pictures
 from .data import digits
 from .options import common, parser
 from .quality import Quality, main, report
-from .training import Training, evaluating, random_numbers, shuffled
+from .training import Training, evaluating, shuffled
 
 BATCH = 64
 SHOWN = 16  # digits in a row
@@ -26,16 +25,6 @@ SHOWN = 16  # digits in a row
 def scaled(images: Tensor) -> Tensor:
     """Values 0..16 as [n, 1, 8, 8] around 0."""
     return images.unsqueeze(1).float() / (digits.LEVELS - 1) * 2 - 1
-
-
-def moved(images: Tensor, dice: torch.Generator) -> Tensor:
-    """Each image shifted by -1, 0 or 1 pixels both ways."""
-    wide = F.pad(images, (1, 1, 1, 1))
-    corners = torch.randint(3, (len(images), 2), generator=dice).tolist()
-    side = digits.SIDE
-    return torch.stack(
-        [x[r : r + side, c : c + side] for x, (r, c) in zip(wide, corners, strict=True)]
-    )
 
 
 def save_predictions(path: str, images: Tensor, found: Tensor) -> None:
@@ -50,16 +39,15 @@ def save_predictions(path: str, images: Tensor, found: Tensor) -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Train, draw and report."""
-    options = common(parser("vit", __doc__, steps=1000).parse_args(arguments))
+    options = common(parser("vit", __doc__, steps=700).parse_args(arguments))
     train, validation = digits.load()
-    config = ViTConfig.preset("digits", dropout=0.1)
+    config = ViTConfig.preset("digits")
     model, device = ViT(config, backend=options.backend), options.device
     checked, labels = scaled(validation.images).to(device), validation.labels.to(device)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         chosen = shuffled(len(train.labels), BATCH, options.seed, step)
-        images = moved(train.images[chosen], random_numbers(options.seed, step))
-        return scaled(images), train.labels[chosen]
+        return scaled(train.images[chosen]), train.labels[chosen]
 
     majority = int(train.labels.bincount().argmax())
     trained = Training(

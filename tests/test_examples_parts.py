@@ -6,8 +6,10 @@ import gzip
 import json
 import math
 import os
+import random
 import signal
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,18 @@ from torch import nn
 for _module in ("safetensors", "matplotlib", "PIL"):
     pytest.importorskip(_module, reason="pip install -r requirements/examples.txt")
 
-from examples import bleu, checkpoint, options, pictures, quality, training
+from examples import (
+    bleu,
+    bpe,
+    checkpoint,
+    options,
+    pictures,
+    quality,
+    relative_memory,
+    training,
+    translation,
+    words,
+)
 from examples.data import captions, catalogues, chorales, digit_pairs, digits, emoji, manual
 from examples.data.source import MissingData, package, split_by_content
 
@@ -416,3 +429,76 @@ def test_attention_pictures(tmp_path):
     pictures.save_attention(tmp_path / "a.png", image, ["a", "b"], torch.rand(2, 4, 4))
     pictures.save_matrix(tmp_path / "b.png", torch.rand(2, 3), ["a", "b"], ["c", "d", "e"])
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
+
+
+# --- The memory table ---
+
+
+def test_ways_to_relative_attention_agree():
+    torch.manual_seed(0)
+    inputs = relative_memory.make_inputs(17, 2)
+    expected = relative_memory.ATTENTIONS["fused"](*inputs)
+    for way in ("gathered", "skewed"):
+        torch.testing.assert_close(relative_memory.ATTENTIONS[way](*inputs), expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peak memory")
+def test_memory_of_gathered_rows_is_what_the_paper_counts():
+    found = relative_memory.measure("gathered", "term", 256, 1)
+    assert found == pytest.approx(relative_memory.formula("gathered", 256, 1), rel=0.05)
+    assert found > 256 * 256 * relative_memory.HEAD_DIM * relative_memory.FLOAT
+
+
+def test_what_cannot_fit_is_not_tried():
+    assert relative_memory.measure("gathered", "forward", 1 << 20, 8) is None
+
+
+# --- Words and pieces ---
+
+
+def test_pieces_joined_are_the_sentence():
+    sentences = ["Ensure this value has %(limit)d characters.", "Enter a value, this value!"]
+    vocabulary = bpe.Vocabulary(sentences * 3, 60)
+    assert " value" in vocabulary.pieces
+    for sentence in sentences:
+        ids = vocabulary.encode(sentence)
+        assert vocabulary.decode([*ids, bpe.END, 9]) == sentence
+        assert len(ids) < len(sentence)
+    split = vocabulary.encode(sentences[1], dropout=1.0, dice=random.Random(0))
+    assert len(split) == len(sentences[1])
+    assert vocabulary.decode(split) == sentences[1]
+    assert bpe.UNKNOWN in vocabulary.encode("Zyx")
+    with pytest.raises(ValueError, match="sentences must hold at least one word"):
+        bpe.Vocabulary([" "], 60)
+
+
+def test_the_most_frequent_pair_is_merged_first():
+    assert bpe.learn(Counter({"aab": 3, "ab": 1, "cb": 3}), 2) == [("a", "b"), ("a", "ab")]
+
+
+def test_placeholders_are_numbered_and_named():
+    names: list[str] = []
+    source = translation.numbered("%(a)s of %(b)s", names)
+    target = translation.numbered("%(b)s: %(a)s %(a)s", names)
+    assert target == f"{source[-1]}: {source[0]} {source[0]}"
+    assert translation.named(target, names) == "%(b)s: %(a)s %(a)s"
+    assert translation.named(target, []) == ":  "
+
+
+def test_words():
+    known = words.Words(["red apple", "red heart", "apple pie", "red pie"])
+    assert known.words[4:] == ["apple", "pie", "red"]
+    assert known.encode("Red fox") == [bpe.START, 6, bpe.UNKNOWN, bpe.END]
+    assert known.decode([bpe.START, 6, 5, bpe.END, 4]) == "red pie"
+    assert known.batch(["red", "red apple pie"])[0].tolist() == [
+        bpe.START,
+        6,
+        bpe.END,
+        bpe.PAD,
+        bpe.PAD,
+    ]
+    with pytest.raises(ValueError, match="a caption must hold at least one word"):
+        known.encode(" ")
+    uniform = words.Words(["a b", "b a"])
+    chance = uniform.marginal_nll(["a b", "b a"], ["a"])  # (2 + 1) of (6 + 6)
+    assert chance == pytest.approx(math.log(4))
