@@ -10,6 +10,10 @@ import torch
 
 from attn_kernels import backends
 
+from .data.source import need
+
+USED = {"safetensors": "safetensors", "matplotlib": "matplotlib", "PIL": "Pillow"}  # by all of them
+
 
 @dataclass
 class Options:
@@ -54,6 +58,7 @@ def parser(name: str, description: str, steps: int) -> argparse.ArgumentParser:
 
 def common(found: argparse.Namespace) -> Options:
     """The shared options of a parsed command line; threads, seed and folder are made ready."""
+    need(USED)
     options = Options(**{name: getattr(found, name) for name in Options.__dataclass_fields__})
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -21,6 +21,7 @@ from . import checkpoint, pictures
 from .options import Options
 from .progress import Progress
 
+BETAS = (0.9, 0.98)
 RARELY = 20  # steps between two validations, at least
 SAVE_EVERY = 30.0  # seconds that an accident may cost
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
@@ -87,8 +88,9 @@ class Training:
         loss: the loss of a batch, a scalar.
         validate: the loss on the validation data, measured now and then without gradients.
         config: all that must be the same when a checkpoint is resumed; the seed is added.
-        learning_rate: of Adam.
-        schedule: factor of the learning rate at a step; default warmup_cosine.
+        learning_rate, weight_decay: of AdamW; the rate is multiplied by warmup_cosine().
+        clip: the largest norm of the gradient.
+        validations: about how many there are.
         baseline: a name and a loss, drawn into the curve.
     """
 
@@ -103,9 +105,7 @@ class Training:
         validate: Callable[[], float],
         config: dict[str, Any],
         learning_rate: float = 1e-3,
-        schedule: Callable[[int], float] | None = None,
         weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
         clip: float = 1.0,
         validations: int = 10,
         baseline: tuple[str, float] | None = None,
@@ -114,11 +114,10 @@ class Training:
         self.batch, self.loss, self.validate = batch, loss, validate
         self.config = {**config, "seed": options.seed}
         self.clip, self.baseline = clip, baseline
-        self.schedule = schedule or (lambda step: warmup_cosine(step, options.steps))
         self.validate_every = max(RARELY, options.steps // validations)
         self.optimizers: dict[str, Optimizer] = {
             "adam": torch.optim.AdamW(
-                model.parameters(), learning_rate, betas, weight_decay=weight_decay
+                model.parameters(), learning_rate, BETAS, weight_decay=weight_decay
             )
         }
         self.path = options.out / f"{name}.safetensors"
@@ -137,7 +136,7 @@ class Training:
 
     def set_learning_rates(self) -> None:
         """Every learning rate follows from the step alone."""
-        factor = self.schedule(self.step)
+        factor = warmup_cosine(self.step, self.options.steps)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = factor * group.setdefault("initial_lr", group["lr"])

@@ -235,6 +235,12 @@ def test_missing_package():
         package("no_such_module", "such")
 
 
+def test_missing_packages_are_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(options.USED, "no_such_module", "such")
+    with pytest.raises(MissingData, match="not installed: pip install such$"):
+        run_options(tmp_path)
+
+
 def test_digits():
     pytest.importorskip("sklearn", reason="pip install scikit-learn")
     train, validation = digits.load()

@@ -30,6 +30,15 @@ def package(module: str, install: str) -> ModuleType:
         raise MissingData(f"{module} is not installed: pip install {install}") from error
 
 
+def need(install_names: dict[str, str]) -> None:
+    """Raise unless every module of {module: what pip calls it} is here, before work is done."""
+    missing = [
+        name for module, name in install_names.items() if not importlib.util.find_spec(module)
+    ]
+    if missing:
+        raise MissingData(f"not installed: pip install {' '.join(missing)}")
+
+
 def package_folder(module: str, install: str) -> Path:
     """Where a package's files lie, without importing it."""
     spec = importlib.util.find_spec(module)
