@@ -237,7 +237,7 @@ def test_missing_package():
 
 def test_missing_packages_are_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setitem(options.USED, "no_such_module", "such")
-    with pytest.raises(MissingData, match="not installed: pip install such$"):
+    with pytest.raises(MissingData, match=r"not installed: pip install such$"):
         run_options(tmp_path)
 
 
