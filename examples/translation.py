@@ -152,6 +152,7 @@ def train_translator(
     make: Callable[[int, Options], nn.Module],
     arguments: list[str] | None,
     *,
+    target: str,
     steps: int,
     stated: float,
     learning_rate: float,
@@ -161,12 +162,13 @@ def train_translator(
 
     Args:
         make: the model for a vocabulary of this size.
+        target: the language that is translated to by default.
         stated: the BLEU that is promised.
         look: saves more samples of the trained model.
     """
     made = parser(name, description, steps)
     made.add_argument("--source", default="en", help="language code (default: %(default)s)")
-    made.add_argument("--target", default="de", help="language code (default: %(default)s)")
+    made.add_argument("--target", default=target, help="language code (default: %(default)s)")
     given = made.parse_args(arguments)
     options = common(given)
     corpus = Corpus(given.source, given.target)
