@@ -1,4 +1,4 @@
-"""Captions as ids of words: 0 to 3 are padding, start, end and words seen too rarely."""
+"""Captions as ids of words: 0 to 3 are padding, start, end and words that were not trained on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .bpe import END, PAD, SPECIAL, START, UNKNOWN
 
-LEAST = 2  # times that a word must be seen
-
 
 class Words:
     """The words of training captions.
@@ -21,10 +19,10 @@ class Words:
     """
 
     def __init__(self, captions: list[str]) -> None:
-        counts = Counter(word for caption in captions for word in caption.split())
-        if not counts:
+        found = {word for caption in captions for word in caption.split()}
+        if not found:
             raise ValueError("captions must hold at least one word, got none")
-        self.words = [*SPECIAL, *sorted(word for word, n in counts.items() if n >= LEAST)]
+        self.words = [*SPECIAL, *sorted(found)]
         self.ids = {word: index for index, word in enumerate(self.words)}
 
     def __len__(self) -> int:
@@ -48,8 +46,8 @@ class Words:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
     def marginal_nll(self, train: list[str], validation: list[str]) -> float:
-        """Nats per word for who knows how often each word occurs (once more than seen)."""
+        """Nats per known word for who knows how often each occurs (once more than seen)."""
         counts = Counter(i for caption in train for i in self.encode(caption)[1:])
         total = sum(counts.values()) + len(self)
-        ids = [i for caption in validation for i in self.encode(caption)[1:]]
+        ids = [i for caption in validation for i in self.encode(caption)[1:] if i != UNKNOWN]
         return -sum(math.log((counts[i] + 1) / total) for i in ids) / len(ids)
