@@ -71,7 +71,7 @@ def save_samples(options: Options, model: CaptionModel, shown: Captioned, words:
 
 def run(arguments: list[str] | None = None) -> None:
     """Train, caption and report."""
-    made = parser("captioning", __doc__, steps=400)
+    made = parser("captioning", __doc__, steps=1000)
     made.add_argument("--data", choices=captions.KINDS, help="default: emoji where there are some")
     made.add_argument("--font", type=Path, help="NotoColorEmoji.ttf")
     given = made.parse_args(arguments)
