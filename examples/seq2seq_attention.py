@@ -62,7 +62,7 @@ def run(arguments: list[str] | None = None) -> None:
         make_luong if chosen.luong else make_bahdanau,
         rest,
         target="fr",
-        steps=300,
+        steps=900,
         stated=8,
         learning_rate=3e-3,
         look=save_alignments,
