@@ -1,4 +1,4 @@
-# make test | bench | build | lint | format | sanitize | symbols | wheel-check | clean
+# make test | bench | record | readme | docs | build | lint | format | sanitize | symbols | wheel-check | clean
 #
 # Where $(PYTHON) has torch >= 2.11, that environment is used as it is: nothing is installed in it.
 # Elsewhere .venv is made once, from requirements/dev.txt.
@@ -12,20 +12,22 @@ HAS_TORCH := $(shell $(PYTHON) tools/environment.py has-torch 2>/dev/null)
 ifeq ($(HAS_TORCH),yes)
   RUN := $(PYTHON)
   ENVIRONMENT := check-tools
+  SPHINX := check-docs
 else
   RUN := $(VENV)/bin/python
   ENVIRONMENT := $(VENV)/.complete
 endif
 
-.PHONY: test bench build testing-build lint format sanitize symbols wheel-check clean check-tools
+.PHONY: test bench record readme docs build testing-build lint format sanitize symbols wheel-check \
+  clean check-tools check-docs
 .DELETE_ON_ERROR:
 
 # --- Environment ---
 
-check-tools:
-	@$(PYTHON) tools/environment.py check-tools
+check-tools check-docs: check-%:
+	@$(PYTHON) tools/environment.py check-tools $*
 
-$(VENV)/.complete: requirements/dev.txt requirements/tools.txt requirements/examples.txt
+$(VENV)/.complete: $(wildcard requirements/*.txt)
 	$(PYTHON) tools/environment.py check-python
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
@@ -50,6 +52,26 @@ test: testing-build
 
 bench: build
 	$(RUN) -m benchmarks $(BENCH_ARGS)
+
+# Every operation, shape and sweep into benchmarks/results/, which takes hours, then README from it.
+# RECORD_THREADS=1 RECORD_ARGS="--op causal": a part of it, which replaces that part of README.
+RECORD_THREADS ?= 1,2
+RECORD_BUDGET ?= 1
+RECORD_ARGS ?=
+
+record: build
+	$(RUN) -m benchmarks --full --dtype float32,bfloat16 --sweep all --threads $(RECORD_THREADS) \
+	  --budget $(RECORD_BUDGET) --save benchmarks/results $(RECORD_ARGS)
+	$(RUN) -m benchmarks.readme
+
+# What README and docs/ hold of recorded results and of the code.
+readme: build
+	$(RUN) -m benchmarks.readme
+
+# Pages in build/docs; a warning is an error.
+docs: build $(SPHINX)
+	$(RUN) -m sphinx -q -W -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 # --- Checks of the code ---
 

@@ -24,6 +24,7 @@ MIN_TORCH = (2, 11)
 BINDING = ["csrc/bindings.cpp"]
 CPU = [
     "csrc/cpu/dispatch.cpp",
+    "csrc/cpu/attention_amx.cpp",
     "csrc/cpu/attention_avx512_bf16.cpp",
     "csrc/cpu/attention_avx512.cpp",
     "csrc/cpu/attention_avx2.cpp",

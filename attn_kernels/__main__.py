@@ -23,7 +23,8 @@ def main() -> None:
     """Print versions and the table."""
     python, machine = platform.python_version(), f"{platform.system()} {platform.machine()}"
     print(f"attn_kernels {__version__}, torch {torch.__version__}, Python {python}, {machine}")
-    print(f"torch uses {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"torch uses {threads} thread{'s' * (threads != 1)}")
     print()
     print(table(backends()))
 

@@ -1,158 +1,211 @@
-"""`python -m benchmarks`: every operation against its peers, as tables and as a JSON file."""
+"""`python -m benchmarks`: every operation against its peers, as tables, JSON, HTML and plots."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
+import re
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from attn_kernels import backends, use_backend
 
-from . import report
+from . import options, report, sweeps
 from .case import Case, Shape
 from .cases import CASES
-from .common import Options, Result, WrongValues, check_against_float64, run_shape
+from .common import Options, WrongValues, check_against_float64, run_shape
+from .compare import comparison
 from .memory import MemoryMeter
-
-DTYPES = {
-    report.dtype_name(t): t for t in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-}
-DIRECTIONS = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
+from .progress import Progress
+from .results import Recording, Result, UnknownFormat, load, save
 
 
-class Progress:
-    """What is being measured, on one line of stderr; a line per shape where that is no terminal."""
+class Run:
+    """One run: what it measures with, what it found, and where that is kept."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.title, self.start = total, 0, "", time.monotonic()
-        self.live = sys.stderr.isatty()
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.chosen = chosen
+        self.settings = Options(chosen.peers, chosen.rounds, chosen.budget, chosen.backend)
+        self.recording = Recording(report.environment(chosen.backend, chosen.threads), [])
+        self.path = file_of(chosen.out or chosen.save, self.recording)
+        self.failures: list[str] = []
+        self.checked: set[tuple] = set()
+        self.meter = MemoryMeter()
+        self.progress = Progress(0)
 
-    def next(self, title: str) -> None:
-        """Start on the next shape."""
-        self.done, self.title = self.done + 1, title
-        if not self.live:
-            print(self.line(), file=sys.stderr, flush=True)
+    def measure(
+        self,
+        case: Case,
+        shape: Shape,
+        dtype: torch.dtype,
+        direction: str,
+        threads: int,
+        sweep: sweeps.Sweep | None = None,
+    ) -> Result | None:
+        """One shape; None, and a failure, where our values are wrong."""
+        torch.set_num_threads(threads)
+        where = f"{case.name} {shape.label} {dtype} {direction}"
+        self.progress.next(f"{where}, {report.threads_text(threads)}")
+        settings = self.settings
+        if sweep is not None:
+            peers = tuple(p for p in sweep.peers if p in (settings.peers or sweep.peers))
+            settings = replace(settings, peers=peers or sweep.peers[:1])
+        try:
+            if (case.name, dtype, direction) not in self.checked:
+                check_against_float64(case, dtype, direction == "backward")
+                self.checked.add((case.name, dtype, direction))
+            result = run_shape(
+                case, shape, dtype, direction, settings, self.meter, self.progress.step,
+                memory_of_all=sweep is not None,
+            )  # fmt: skip
+        except WrongValues as error:
+            self.failures.append(f"WRONG VALUES: {error}")
+            return None
+        self.recording.results.append(result)
+        return result
 
-    def step(self, what: str) -> None:
-        """Say what is being done with it."""
-        if self.live:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-            print(
-                f"\r\x1b[K{self.line()}: {what}"[: width + 4], end="", file=sys.stderr, flush=True
-            )
+    def finish(self, text: str) -> None:
+        """Print a table, and keep what is known so far: a run that is cut short has its file."""
+        self.progress.clear()
+        print(f"\n{text}", flush=True)
+        if self.path:
+            save(self.recording, self.path)
 
-    def clear(self) -> None:
-        """Make room for a table."""
-        if self.live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    def tables(self) -> None:
+        """Every operation, dtype, direction and number of threads that was asked for."""
+        chosen = self.chosen
+        for threads, name, dtype, direction in itertools.product(
+            chosen.threads, chosen.op, chosen.dtype, options.CHOICES[chosen.direction]
+        ):
+            case = CASES[name]
+            if direction not in case.directions:
+                continue
+            rows = [
+                self.measure(case, shape, options.DTYPES[dtype], direction, threads)
+                for shape in options.shapes_of(case, chosen)
+            ]
+            if rows := [row for row in rows if row]:
+                self.finish(report.as_text(report.table(rows)))
 
-    def line(self) -> str:
-        """How far it is, in shapes and seconds."""
-        seconds = time.monotonic() - self.start
-        return f"[{self.done}/{self.total} {seconds:.0f} s] {self.title}"
+    def sweeps(self) -> None:
+        """Scaling, each axis with the largest number of threads but that of threads itself."""
+        chosen = self.chosen
+        for sweep, dtype, direction in itertools.product(
+            options.sweeps_of(chosen), chosen.dtype, options.CHOICES[chosen.direction]
+        ):
+            rows = []
+            for value, shape in sweep.points:
+                threads = value if sweep.axis == "threads" else max(chosen.threads)
+                row = self.measure(
+                    CASES[sweep.op], shape, options.DTYPES[dtype], direction, threads, sweep
+                )
+                if row:
+                    row.axis, row.value = sweep.axis, value
+                    rows.append(row)
+            if rows:
+                self.finish(sweeps.fit_text(rows))
+
+    def count(self) -> int:
+        """How many shapes there are to measure."""
+        chosen = self.chosen
+        combinations = len(chosen.dtype) * len(options.CHOICES[chosen.direction])
+        shapes = sum(
+            len(options.shapes_of(CASES[name], chosen)) * (d in CASES[name].directions)
+            for name, d in itertools.product(chosen.op, options.CHOICES[chosen.direction])
+        )
+        points = sum(len(sweep.points) for sweep in options.sweeps_of(chosen))
+        return shapes * len(chosen.dtype) * len(chosen.threads) + points * combinations
+
+    def __call__(self) -> int:
+        """Everything; 1 if our values are wrong anywhere."""
+        print(report.header(self.recording.environment), flush=True)
+        self.progress = Progress(self.count())
+        with use_backend(self.chosen.backend):
+            self.tables()
+            self.sweeps()
+        self.meter.close()
+        if self.path and self.recording.results:
+            print(f"\nwrote {self.path}")
+        if self.chosen.out and self.recording.results:
+            write_report(self.recording, self.chosen.out)
+        print("".join(f"\n{failure}" for failure in self.failures))
+        return int(bool(self.failures))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-
-    def listed(name: str, default: str, text: str) -> None:
-        parser.add_argument(name, default=default, help=f"{text} (default: {default or 'all'})")
-
-    listed("--op", "", f"operations, comma separated: {','.join(CASES)}")
-    parser.add_argument("--full", action="store_true", help="every shape (default: a few of each)")
-    parser.add_argument("--quick", action="store_true", help="a few shapes of each: the default")
-    parser.add_argument("--shapes", help="of all shapes those whose name contains this text")
-    listed("--dtype", "float32", f"comma separated: {','.join(DTYPES)}")
-    parser.add_argument("--direction", choices=DIRECTIONS, default="both")
-    listed("--threads", str(torch.get_num_threads()), "comma separated")
-    listed("--peers", "", "peers, comma separated, as named in the tables")
-    parser.add_argument("--rounds", type=int, default=Options.rounds)
-    parser.add_argument(
-        "--budget", type=float, default=Options.budget, help="seconds for each time"
-    )
-    parser.add_argument("--backend", default=Options.backend, help="ours to measure")
-    parser.add_argument("--out", type=Path, help="write a JSON file into this folder")
-    return parser.parse_args(arguments)
+def file_of(place: Path | None, recording: Recording) -> Path | None:
+    """The JSON file: the one named, or one in that folder named by device and date."""
+    if place is None or place.suffix == ".json":
+        return place
+    device = re.sub(r"[^a-z0-9]+", "-", recording.environment["device"].lower()).strip("-")
+    date = re.sub(r"[^0-9T]", "", recording.environment["date"].split("+")[0])
+    return place / f"{device}-{date}.json"
 
 
-def choose_cases(text: str) -> list[Case]:
-    """The cases named, or all."""
-    names = text.split(",") if text else list(CASES)
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        sys.exit(f"--op must be of {', '.join(CASES)}, got {', '.join(unknown)}")
-    return [CASES[name] for name in names]
+def write_report(recording: Recording, folder: Path) -> None:
+    """The HTML page and the PNGs."""
+    from . import page, plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.html").write_text(page.page(recording))
+    plots.write_pngs(plots.figures(recording), folder)
+    print(f"wrote {folder / 'report.html'} and its plots")
 
 
-def choose_peers(text: str) -> tuple[str, ...]:
-    """The peers named, or none for all."""
-    known = {name for case in CASES.values() for name in case.peers}
-    names = tuple(text.split(",")) if text else ()
-    unknown = set(names) - known
-    if unknown:
-        sys.exit(f"--peers must be of {', '.join(sorted(known))}, got {', '.join(unknown)}")
-    return names
+def show(chosen: argparse.Namespace) -> int:
+    """The tables of a recorded file, and its report."""
+    recording = load(chosen.report)
+    texts = [report.header(recording.environment)]
+    texts += [report.as_text(report.table(g)) for g in report.grouped(recording.results).values()]
+    texts += [sweeps.fit_text(results) for results in sweeps.swept(recording.results).values()]
+    print("\n\n".join(texts))
+    if chosen.out:
+        write_report(recording, chosen.out)
+    return 0
 
 
-def choose_shapes(case: Case, options: argparse.Namespace) -> list[Shape]:
-    """The shapes of a case that were asked for."""
-    if options.shapes:
-        return [shape for shape in case.shapes if options.shapes in shape.label]
-    return list(case.shapes if options.full else case.quick)
+def on_gpu(chosen: argparse.Namespace) -> int:
+    """Hand over to benchmarks.gpu."""
+    from . import gpu
+
+    arguments = ["--only", ",".join(chosen.op)]
+    arguments += ["--out", str(chosen.out)] if chosen.out else []
+    arguments += ["--budget", str(chosen.budget)] if chosen.budget_given else []
+    return gpu.main(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure what was asked for; 1 if our values are wrong anywhere."""
-    chosen = parse(arguments)
+def action(chosen: argparse.Namespace) -> Callable[[], int]:
+    """What the command line asks for."""
+    if chosen.compare:
+        print(comparison(*map(load, chosen.compare)))
+        return lambda: 0
+    if chosen.report:
+        return lambda: show(chosen)
+    if chosen.device == "cuda":
+        return lambda: on_gpu(chosen)
     cpu = backends()["cpu"]
     if chosen.backend == "cpu" and not cpu.available:
         sys.exit(f"nothing to measure: {cpu.reason}")
-    threads = [int(n) for n in chosen.threads.split(",")]
-    peers = choose_peers(chosen.peers)
-    options = Options(peers, chosen.rounds, chosen.budget, chosen.backend)
-    tables = [
-        (n, case, DTYPES[dtype], direction)
-        for n, case, dtype, direction in itertools.product(
-            threads, choose_cases(chosen.op), chosen.dtype.split(","), DIRECTIONS[chosen.direction]
-        )
-        if direction in case.directions
-    ]
-    found = report.environment(chosen.backend, threads)
-    print(report.header(found), flush=True)
-    progress = Progress(sum(len(choose_shapes(case, chosen)) for _, case, _, _ in tables))
-    results: list[Result] = []
-    failures: list[str] = []
-    meter = MemoryMeter()
-    with use_backend(chosen.backend):
-        for n, case, dtype, direction in tables:
-            torch.set_num_threads(n)
-            rows = []
-            for shape in choose_shapes(case, chosen):
-                name = report.dtype_name(dtype)
-                progress.next(f"{case.name} {shape.label} {name} {direction} {n} threads")
-                try:
-                    if not rows:
-                        check_against_float64(case, dtype, direction == "backward")
-                    rows.append(
-                        run_shape(case, shape, dtype, direction, options, meter, progress.step)
-                    )
-                except WrongValues as error:
-                    failures.append(f"WRONG VALUES: {error}")
-            progress.clear()
-            if rows:
-                print(f"\n{report.table(rows)}", flush=True)
-            results += rows
-    meter.close()
-    if chosen.out:
-        print(f"\nwrote {report.save(chosen.out, found, results)}")
-    print("".join(f"\n{failure}" for failure in failures))
-    return int(bool(failures))
+    return Run(chosen)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what was asked for; 1 if our values are wrong anywhere."""
+    chosen = options.parse(arguments)
+    try:
+        if chosen.out and chosen.device == "cpu":  # known before an hour of measuring, not after
+            from .plots import NoMatplotlib, require
+
+            try:
+                require()
+            except NoMatplotlib as error:
+                sys.exit(f"--out: {error}; or --save for the JSON file alone")
+        return action(chosen)()
+    except (OSError, UnknownFormat) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

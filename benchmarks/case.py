@@ -79,6 +79,11 @@ class Shape:
         """What has to be read at least once."""
         return sum(torch.Size(size).numel() for size in self.sizes().values()) * dtype.itemsize
 
+    def result_bytes(self, dtype: torch.dtype, backward: bool) -> int:
+        """The output, and a gradient for every input."""
+        out = self.batch * self.heads * self.q_len * self.dim * dtype.itemsize
+        return out + (self.input_bytes(dtype) if backward else 0)
+
 
 @dataclass(frozen=True)
 class Peer:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ from .measure import (
     training_step,
 )
 from .memory import MemoryMeter, total_memory
+from .results import OURS, Entry, Result
 
-OURS = "attn_kernels"
 MAX_INPUT_SETS = 256
 
 
@@ -35,55 +34,6 @@ class Options:
     rounds: int = 7
     budget: float = 5.0  # seconds for each peer and shape
     backend: str | None = "cpu"
-
-
-@dataclass
-class Entry:
-    """One provider (ours or a peer) on one shape: its rounds, or the reason why it was left out."""
-
-    seconds: list[float] = field(default_factory=list)
-    skipped: str = ""
-    errors: tuple[float, float] | None = None  # against the first peer: largest, mean
-    extra_bytes: int | None = None
-
-    @property
-    def median(self) -> float:
-        """Seconds per call."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """Half the distance of the quartiles, relative to the median."""
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return (high - low) / 2 / self.median
-
-
-@dataclass
-class Result:
-    """Everything measured for one shape, dtype, direction and number of threads."""
-
-    case: Case
-    shape: Shape
-    dtype: torch.dtype
-    direction: str
-    threads: int
-    entries: dict[str, Entry]
-    limits: list[
-        float
-    ]  # what the machine could do, before each round: operations or bytes a second
-
-    @property
-    def best_peer(self) -> str | None:
-        """The fastest peer that ran."""
-        ran = [name for name in self.case.peers if self.entries.get(name, Entry()).seconds]
-        return min(ran, key=lambda name: self.entries[name].median, default=None)
-
-    @property
-    def speedup(self) -> float | None:
-        """The best peer's time over ours."""
-        if self.best_peer is None or not self.entries[OURS].seconds:
-            return None
-        return self.entries[self.best_peer].median / self.entries[OURS].median
 
 
 class WrongValues(RuntimeError):
@@ -205,8 +155,12 @@ def run_shape(
     options: Options,
     meter: MemoryMeter,
     progress: Callable[[str], None],
+    memory_of_all: bool = False,
 ) -> Result:
-    """Compare values, time everything that agreed in turns, then measure memory."""
+    """Compare values, time everything that agreed in turns, then measure memory.
+
+    That is the memory of ours and of the best peer, or of everything.
+    """
     backward, threads = direction == "backward", torch.get_num_threads()
     found = providers(case, options.peers)
     entries, steps = check_values(case, shape, dtype, backward, found, progress)
@@ -214,9 +168,31 @@ def run_shape(
     times, limits = interleaved(steps, gauge, options.rounds, options.budget, progress)
     for name, seconds in times.items():
         entries[name].seconds = seconds
-    result = Result(case, shape, dtype, direction, threads, entries, limits)
-    for name in filter(None, (OURS, result.best_peer)):
+    result = Result(
+        op=case.name,
+        title=case.title,
+        shape=shape.label,
+        sizes={name: list(size) for name, size in shape.sizes().items()},
+        source=shape.source,
+        dtype=dtype_name(dtype),
+        direction=direction,
+        threads=threads,
+        visible_pairs=shape.visible_pairs(),
+        flops=shape.flops(backward),
+        input_bytes=shape.input_bytes(dtype),
+        result_bytes=shape.result_bytes(dtype, backward),
+        reads_only=case.reads_only,
+        peers=[name for name in found if name in case.peers],
+        entries=entries,
+        limits=limits,
+    )
+    for name in steps if memory_of_all else filter(None, (OURS, result.best_peer)):
         progress(f"{name} memory")
         arguments = (shape, dtype, backward, threads, options.backend)
         entries[name].extra_bytes = meter(case, name, *arguments)
     return result
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32 and so on."""
+    return str(dtype).removeprefix("torch.")

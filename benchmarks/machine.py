@@ -55,7 +55,7 @@ def usable_cores() -> int:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """peak.cpp, compiled once for this machine into the user's cache; None without a compiler."""
+    """peak.cpp, compiled once for this machine into the user's cache; None where that fails."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         return None
@@ -67,13 +67,14 @@ def library() -> ctypes.CDLL | None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             built = Path(temporary, "peak.so")
-            subprocess.run([*command, "-o", built, SOURCE], check=True)
+            if subprocess.run([*command, "-o", built, SOURCE]).returncode:
+                return None  # the compiler has said why
             built.replace(path)  # at once: another run may be building it too
     loaded = ctypes.CDLL(str(path))
     seconds, pointer, count = ctypes.c_double, ctypes.c_void_p, ctypes.c_int64
     for name, arguments in {
         **{f"fma_flops_{width}": [seconds] for width in WIDTHS},
-        "bf16_flops_512": [seconds],
+        "bf16_flops": [seconds],
         "read_bytes": [pointer, count, seconds],
         "copy_bytes": [pointer, pointer, count, seconds],
     }.items():
@@ -118,7 +119,7 @@ def measure(threads: int, seconds: float = 0.2) -> Peaks | None:
 
     flops = {width: best(f"fma_flops_{width}") for width in WIDTHS}
     width = max(flops, key=flops.get)
-    bf16 = best("bf16_flops_512")
+    bf16 = best("bf16_flops")
     return Peaks(threads, flops[width], width, bf16, best("read"), best("copy"))
 
 
@@ -134,7 +135,7 @@ def limit_gauge(threads: int, dtype: torch.dtype, reads_only: bool) -> Gauge | N
     if reads_only:
         return Gauge("read", threads)
     native = dtype == torch.bfloat16 and peaks.bf16_flops > peaks.fma_flops
-    return Gauge("bf16_flops_512" if native else f"fma_flops_{peaks.fma_bits}", threads)
+    return Gauge("bf16_flops" if native else f"fma_flops_{peaks.fma_bits}", threads)
 
 
 def main() -> None:

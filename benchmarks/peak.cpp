@@ -5,8 +5,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
 #include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -59,7 +63,7 @@ double fma_flops(double seconds) {
 
 #if defined(__AVX512BF16__)
 // Pairs of bfloat16 products added to float32: 64 operations an instruction.
-double bf16_flops(double seconds) {
+double vector_bf16_flops(double seconds) {
   constexpr int kChains = 12, kSteps = 20000;
   __m512 sums[kChains];
   for (int c = 0; c < kChains; ++c) sums[c] = _mm512_set1_ps(static_cast<float>(c));
@@ -75,7 +79,44 @@ double bf16_flops(double seconds) {
   return flops;
 }
 #else
-double bf16_flops(double) { return 0; }
+double vector_bf16_flops(double) { return 0; }
+#endif
+
+#if defined(__AMX_BF16__)
+// Products of tiles, [16, 32] with [32, 16]: 16384 operations an instruction.
+double tile_bf16_flops(double seconds) {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return 0;
+  constexpr int kSteps = 2000, kTiles = 8, kRows = 16, kRowBytes = 64;
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  for (int t = 0; t < kTiles; ++t) config.row_bytes[t] = kRowBytes, config.rows[t] = kRows;
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  const double flops = rate(seconds, [] {
+    for (int step = 0; step < kSteps; ++step) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    return 4 * 16384.0 * kSteps;
+  });
+  _tile_release();
+  return flops;
+}
+#else
+double tile_bf16_flops(double) { return 0; }
 #endif
 
 }  // namespace
@@ -85,8 +126,11 @@ extern "C" {
 double fma_flops_128(double seconds) { return fma_flops<16>(seconds); }
 double fma_flops_256(double seconds) { return fma_flops<32>(seconds); }
 double fma_flops_512(double seconds) { return fma_flops<64>(seconds); }
-// Native bfloat16 products; 0 where the CPU has none.
-double bf16_flops_512(double seconds) { return bf16_flops(seconds); }
+// Native bfloat16 products, of tiles or else of vectors; 0 where the CPU has none.
+double bf16_flops(double seconds) {
+  const double flops = tile_bf16_flops(seconds);
+  return flops > 0 ? flops : vector_bf16_flops(seconds);
+}
 
 // Bytes read per second from `count` floats, a multiple of 128, at a 64-byte boundary.
 double read_bytes(const float* data, int64_t count, double seconds) {

@@ -1,53 +1,136 @@
-"""README's tables, generated from recorded results: `python -m benchmarks.readme FILE.json`."""
+"""What README and docs/ say in figures, generated from benchmarks/results/ and from the code.
+
+python -m benchmarks.readme            write it
+python -m benchmarks.readme --check    name what is out of date, and fail if anything is
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import statistics
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+from . import plots, summary, support
+from .drawings import DRAWINGS, Drawing
+from .results import Recording, Result, load
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def section(path: Path) -> str:
-    """One table per operation, dtype and direction, and where the figures come from."""
-    data = json.loads(path.read_text())
-    found = data["environment"]
-    lines = [
-        f"Measured with `python -m benchmarks` on {found['device']}, torch {found['torch']},"
-        f" commit {found['commit']}, {found['date'][:10]}:"
-        f" [{path.name}](benchmarks/results/{path.name}).",
-    ]
-    titles: dict[str, list[dict]] = {}
-    for result in data["results"]:
-        direction = "forward" if result["direction"] == "forward" else "forward + backward"
-        threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
-        title = f"{result['op']}, {result['dtype']}, {direction}, {threads}"
-        titles.setdefault(title, []).append(result)
-    for title, results in titles.items():
-        lines += [
-            "",
-            f"| {title} | ours | best peer | times faster | GFLOP/s |",
-            "|---|---|---|---|---|",
-        ]
-        for result in results:
-            ours = statistics.median(result["entries"]["attn_kernels"]["seconds"])
-            peer = statistics.median(result["entries"][result["best_peer"]]["seconds"])
-            lines.append(
-                f"| {result['shape']} | {1e3 * ours:.2f} ms | {1e3 * peer:.2f} ms"
-                f" ({result['best_peer']}) | {result['speedup']:.2f}"
-                f" | {result['flops'] / ours / 1e9:.0f} |"
-            )
-    return "\n".join(lines) + "\n"
+ROOT = Path(__file__).parents[1]
+README, DOCS, RESULTS = ROOT / "README.md", ROOT / "docs", ROOT / "benchmarks" / "results"
+FULL_TABLES, PICTURES = DOCS / "results.md", DOCS / "pictures"
 
 
-def main(arguments: list[str]) -> None:
-    before, rest = README.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(before + BEGIN + section(Path(arguments[0])) + END + after)
+def recordings(folder: Path = RESULTS) -> list[Recording]:
+    """One for each device: of everything in the folder the newest result of each kind."""
+    loaded = sorted(map(load, folder.glob("*.json")), key=lambda r: r.environment["date"])
+    devices: dict[str, list[Recording]] = {}
+    for one in loaded:
+        devices.setdefault(one.environment["device"], []).append(one)
+    return [summary.merged(same) for _, same in sorted(devices.items())]
+
+
+def texts(found: list[Recording]) -> dict[Path, str]:
+    """Every generated text file as it should be."""
+    parts = {"support": support.table(), "results": summary.section(found)}
+    page = README.read_text()
+    for name, text in parts.items():
+        page = replaced(page, name, text)
+    return {README: page, FULL_TABLES: summary.full_tables(found)}
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with what is between a section's two markers replaced."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page must have {begin.strip()} and {end.strip()} once each")
+    before, rest = page.split(begin)
+    return before + begin + text + end + rest.split(end)[1]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of results: what kind, and of what. As Drawing, a picture of a geometry."""
+
+    kind: str
+    shown: list[list[Result]]
+
+    def fingerprint(self) -> str:
+        """What it is drawn from, in a few digits: the file carries them."""
+        data = json.dumps([asdict(result) for results in self.shown for result in results])
+        return "data " + hashlib.sha256(data.encode()).hexdigest()[:16]
+
+    def draw(self) -> Figure:
+        """The picture."""
+        return plots.overview(self.shown) if self.kind == "speed" else plots.scaling(self.shown[0])
+
+
+def pictures(found: list[Recording]) -> dict[Path, Plot | Drawing]:
+    """Every generated picture."""
+    wanted: dict[Path, Plot | Drawing] = {PICTURES / k: v for k, v in DRAWINGS.items()}
+    for recording in found:
+        for kind, shown in summary.pictures(recording).items():
+            wanted[PICTURES / summary.picture_name(kind, recording)] = Plot(kind, shown)
+    return wanted
+
+
+def is_current(path: Path, picture: Plot | Drawing) -> bool:
+    """Whether the file shows this. Its bytes may be those of another version of matplotlib."""
+    return path.exists() and picture.fingerprint() in path.read_text()
+
+
+def draw(path: Path, picture: Plot | Drawing) -> None:
+    """Write one picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{plots.as_svg(picture.draw())}<!-- {picture.fingerprint()} -->\n")
+
+
+def stray(wanted: Iterable[Path]) -> list[Path]:
+    """Pictures of what is no longer there."""
+    kept = set(wanted)
+    return [path for path in PICTURES.glob("*.svg") if path not in kept]
+
+
+def out_of_date() -> list[Path]:
+    """Generated files that are not what they should be."""
+    found = recordings()
+    shown = pictures(found)
+    wrong = [p for p, text in texts(found).items() if not p.exists() or p.read_text() != text]
+    wrong += [path for path, picture in shown.items() if not is_current(path, picture)]
+    return wrong + stray(shown)
+
+
+def write() -> None:
+    """Bring every generated file up to date."""
+    found = recordings()
+    for path, text in texts(found).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    shown = pictures(found)
+    for path, picture in shown.items():
+        if not is_current(path, picture):
+            draw(path, picture)
+    for path in stray(shown):
+        path.unlink()
+
+
+def main(arguments: list[str]) -> int:
+    """Write, or check."""
+    if arguments not in ([], ["--check"]):
+        sys.exit(__doc__)
+    if not arguments:
+        write()
+        return 0
+    wrong = out_of_date()
+    for path in wrong:
+        print(f"{path.relative_to(ROOT)} is out of date: run python -m benchmarks.readme")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

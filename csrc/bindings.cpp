@@ -102,6 +102,7 @@ void run(const Work<Params>& work, const Params& params) {
   std::atomic<int64_t> next{0};
   const auto worker = [&](int64_t, int64_t) {
     Scratch scratch(scratch_bytes);
+    work.start(params, scratch.data());
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       work.run(params, task, scratch.data());
     }
@@ -256,7 +257,7 @@ bool has_pairs(const Tensor& x) {
   return even;
 }
 
-// The kernels for these inputs; keys and values stay in their dtype if those multiply bfloat16.
+// The kernels for these inputs; keys and values stay in their dtype if those multiply it.
 struct Choice {
   const Kernels& kernels;
   ScalarType key_type;
@@ -268,6 +269,7 @@ Choice choose(const Inputs& in) {
   if (dtype == ScalarType::BFloat16 && isa().for_bfloat16 && has_pairs(in.k) && has_pairs(in.v)) {
     return {*isa().for_bfloat16, dtype};
   }
+  if (dtype == ScalarType::Half && isa().for_float16) return {*isa().for_float16, dtype};
   return {*isa().for_float, ScalarType::Float};
 }
 

@@ -60,6 +60,11 @@ static inline Box make_box(int64_t top, int64_t bottom, int64_t left, int64_t ri
   return {top, bottom, left, right, count};
 }
 
+// Whether a tile's keys are consecutive positions.
+static inline bool keys_in_sequence(const Geometry& g) {
+  return g.kind != GeometryKind::kLocal2d && g.kind != GeometryKind::kPattern;
+}
+
 // Tiles of one head.
 static inline int64_t tile_count(const Geometry& g, int64_t q_len, int64_t tile_size) {
   if (g.kind == GeometryKind::kPattern) return ceil_div(q_len + tile_size - 1, tile_size);

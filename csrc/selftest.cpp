@@ -31,6 +31,7 @@ void run(const Work<Params>& work, const Params& params, int threads) {
   for (int i = 0; i < threads; ++i) {
     pool.emplace_back([&] {
       void* scratch = std::aligned_alloc(64, bytes);
+      work.start(params, scratch);
       for (int64_t task; (task = next++) < tasks;) work.run(params, task, scratch);
       std::free(scratch);
     });

@@ -23,6 +23,7 @@ from common import (
     assert_close_in_float64,
     check_against_reference,
     expanded,
+    in_own_dtype,
     make_inputs,
     pairs,
     run,
@@ -196,7 +197,7 @@ class OperationTests:
         self, backend: Target, variant: Variant, shape: Shape, poison: float
     ) -> None:
         """What a key or value that nobody sees holds never reaches an output or a gradient."""
-        inputs = make_inputs(variant, *shape)
+        inputs = in_own_dtype(make_inputs(variant, *shape), backend)
         keys = inputs.k[0, 0, ..., 0].numel()
         inputs = replace(inputs, key_lengths=torch.tensor([keys // 3, keys - 5], dtype=torch.int32))
         seen = pairs(variant, inputs)[0].any(-2).unflatten(-1, shape[1]).unsqueeze(-1)

@@ -22,6 +22,11 @@ CONFIG = CaptionConfig(
 CAPTIONS = torch.tensor([[1, 3, 4, 5, 2], [1, 8, 2, 0, 0], [1, 6, 7, 2, 0]])
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def model():
     return randomise(CaptionModel(CONFIG).double().eval())

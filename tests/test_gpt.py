@@ -49,6 +49,11 @@ class TestVariants:
         assert torch.equal(generated[0][:, :3], tokens(3))
 
 
+def test_key_heads():
+    attention = tiny(kv_heads=2).decoder.layers[0].attention
+    assert attention.key.weight.shape == attention.value.weight.shape == (8, 16)
+
+
 def test_a_window_hides_what_is_before_it():
     """Two layers that see 3 tokens each reach 4 tokens back, and no farther."""
     model, x = tiny(windows=(3,)), tokens(12)

@@ -45,6 +45,11 @@ CONFIGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=CONFIGS)
 def model(request):
     return built(CONFIGS[request.param])

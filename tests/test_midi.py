@@ -163,6 +163,8 @@ def test_writing(tmp_path):
     notes = [Note(60, 64, 0, 0.5), Note(60, 64, 0.5, 1.0), Note(72, 100, 0, 1.0, channel=5)]
     write_midi(tmp_path / "song.mid", notes, tempo=1_000_000)
     assert read_midi(tmp_path / "song.mid") == [notes[0], notes[2], notes[1]]
+    short = [Note(60, 64, 0.5, 0.5), Note(62, 64, 1, 2)]  # one tick long, not to the end
+    assert read_midi(midi_bytes(short, ticks_per_beat=500))[0] == Note(60, 64, 0.5, 0.501)
     with pytest.raises(ValueError, match="ticks_per_beat must be in 1 to 32767, got 0"):
         midi_bytes(notes, ticks_per_beat=0)
     with pytest.raises(ValueError, match="Note: pitch must be in 0 to 127, got 128"):
@@ -199,10 +201,12 @@ class TestPerformance:
         assert all(0 <= event < 388 for event in events)
 
     def test_whatever_is_sampled_is_decoded(self):
-        events = [START, 128 + 5, 60, 60, 300, 188, 128 + 7, 356, 61, 256, END, 62]
+        on, off, shift, soft = 0, 128, 256, 356
+        events = [START, off + 5, on + 60, soft, on + 60, shift + 44, off + 60, off + 7, on + 61]
+        events += [on + 63, off + 63, shift, END, on + 62, shift]
         assert decode_performance(events) == [
-            Note(60, 100, 0, 0.45),
-            Note(60, 100, 0, 0.46),
+            Note(60, 100, 0, 0.45),  # the older one
+            Note(60, 1, 0, 0.46),
             Note(61, 1, 0.45, 0.46),
         ]
         with pytest.raises(ValueError, match=r"events must lie in \[0, 390\), got 390"):

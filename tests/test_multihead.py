@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attn_kernels import Pattern
 from attn_kernels.nn import MultiheadAttention
 
 KINDS = [{}, {"kdim": 8, "vdim": 12}, {"bias": False}, {"kdim": 8, "bias": False}]
@@ -41,12 +42,25 @@ def as_float(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(mask, -torch.inf)
 
 
+def scattered() -> Tensor:
+    """A mask of no particular shape that leaves every query a key."""
+    hidden = torch.rand(7, 9, generator=torch.Generator().manual_seed(3)) < 0.5
+    hidden[:, 0] = False
+    return hidden
+
+
 CALLS = {
     "plain": {},
     "padding": {"key_padding_mask": padding(9, 4, 1)},
     "float padding": {"key_padding_mask": as_float(padding(9, 4, 1))},
     "causal mask": {"attn_mask": causal()},
     "causal of all heads": {"attn_mask": causal().expand(12, 7, 9), "average_attn_weights": False},
+    "any mask": {"attn_mask": scattered()},
+    "any mask of all heads": {
+        "attn_mask": as_float(scattered()).expand(12, 7, 9),
+        "key_padding_mask": as_float(padding(9, 4, 1)),
+        "average_attn_weights": False,
+    },
     "causal hint": {
         "attn_mask": as_float(causal()),
         "key_padding_mask": as_float(padding(5, 9, 9)),
@@ -98,6 +112,15 @@ def test_is_causal_needs_no_mask():
     assert_same(ours(*given, is_causal=True), expected)
 
 
+def test_a_mask_is_compiled_when_it_changes(monkeypatch):
+    theirs, ours = pair(batch_first=True)
+    given, calls, from_mask = inputs(theirs), [], Pattern.from_mask
+    monkeypatch.setattr(Pattern, "from_mask", lambda mask: calls.append(1) or from_mask(mask))
+    for mask in (scattered(), scattered(), scattered().roll(1, 0), scattered()):
+        assert_same(ours(*given, attn_mask=mask), theirs(*given, attn_mask=mask))
+    assert len(calls) == 3
+
+
 def test_same_parameters():
     """Names, shapes and order, and weights initialised alike."""
     for kind in KINDS:
@@ -130,7 +153,12 @@ def test_bad_input():
         ),
         ({"key_padding_mask": padding(4, 4, 4) * 0.5}, NotImplementedError, "only 0 and -inf"),
         ({"attn_mask": causal().T}, ValueError, r"attn_mask must have shape \[7, 9\]"),
-        ({"attn_mask": ~causal()}, NotImplementedError, "None or the causal mask"),
+        ({"attn_mask": causal() * 0.5}, NotImplementedError, "bool or hold only 0 and -inf"),
+        (
+            {"attn_mask": torch.stack([causal(), scattered()] * 6)},
+            NotImplementedError,
+            "the same for all entries and heads",
+        ),
     ):
         with pytest.raises(error, match=message):
             ours(*given, **options)

@@ -80,6 +80,29 @@ def test_local_attention_reaches_two_blocks():
     assert seen == [False] * 4 + [True] * 6
 
 
+def test_the_baseline_has_no_tables():
+    for relative, count in ((True, 2), (False, 0)):
+        names = tiny(relative=relative).state_dict()
+        assert sum(name.endswith("rel_k") for name in names) == count
+
+
+def test_beyond_the_table():
+    """Both know the first 5 distances, and only those."""
+    zero, clip = (tiny(distances=5, beyond=beyond, layers=1) for beyond in ("zero", "clip"))
+    same = torch.isclose(zero(tokens()), clip(tokens()), atol=1e-6).all(-1).all(0)
+    assert same.tolist() == [True] * 5 + [False] * 9
+
+
+def test_what_follows_a_melody_changes_nothing():
+    model, x = tiny(melody_vocab=7), tokens()
+    given = melody(model)
+    behind = torch.arange(9) >= given["melody_lengths"][:, None]
+    changed = torch.where(behind, (given["melody"] + 1) % 7, given["melody"])
+    assert torch.equal(model(x, **given), model(x, **given | {"melody": changed}))
+    changed[:, 0] = (changed[:, 0] + 1) % 7
+    assert not torch.equal(model(x, **given), model(x, **given | {"melody": changed}))
+
+
 def test_only_distance_counts_without_absolute_positions():
     """What follows a run of tokens is the same wherever the run stands, if it fills the window of
     both layers: each sees 4 to 7 tokens back."""

@@ -20,6 +20,11 @@ CONFIG = SaganConfig(
 LABELS = torch.tensor([0, 2, 1])
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def noise(*shape, like=None):
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     return x.to(next(like.parameters()).dtype) if like is not None else x
@@ -101,7 +106,7 @@ def test_every_weight_has_spectral_norm(network):
     model = network(replace(CONFIG, width=4)).train()
     inputs = noise(3, 5) if network is SaganGenerator else noise(3, 2, 16, 16)
     with torch.no_grad():
-        for _ in range(50):
+        for _ in range(100):
             model(inputs, LABELS)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.Embedding)]
     assert len(layers) > 10

@@ -45,6 +45,11 @@ SOURCE = torch.tensor([[3, 4, 5, 10, 2], [6, 2, 0, 0, 0], [7, 3, 9, 2, 0]])
 TARGET = torch.tensor([[1, 3, 4, 5, 2], [1, 8, 2, 0, 0], [1, 6, 7, 2, 0]])
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 def built(name):
     return randomise(BUILDS[name]().double().eval(), std=0.5)
 
@@ -270,6 +275,8 @@ def test_bad_input():
         model.loss(SOURCE[:1], torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"^target must have batch 3 like source, got 2$"):
         model(SOURCE, TARGET[:2])
+    with pytest.raises(ValueError, match=r"^source must have shape \[batch, length\], got \[5\]$"):
+        model.translate(SOURCE[0])
     with pytest.raises(ValueError, match=r"^beams must be at least 1, got 0$"):
         model.translate(SOURCE, beams=0)
     with pytest.raises(

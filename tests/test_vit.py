@@ -64,6 +64,11 @@ def test_a_new_model_says_nothing():
     assert not model(torch.randn(2, 1, 8, 8)).any()
 
 
+def test_without_a_head_the_class_token_comes_out():
+    model = tiny(classes=0)
+    assert torch.equal(model(images()), model.features(images())[:, 0])
+
+
 def test_bad_input():
     model = tiny()
     with pytest.raises(ValueError, match=r"images must have shape \[batch, 2, 12, 12\], got"):

@@ -5,7 +5,10 @@ import sys
 from importlib import metadata
 
 MIN_PYTHON, MIN_TORCH = (3, 10), (2, 11)
-TOOLS = ("pytest", "hypothesis", "numpy", "pybind11", "setuptools", "ruff")
+TOOLS = {
+    "tools": ("pytest", "hypothesis", "numpy", "pybind11", "setuptools", "ruff", "matplotlib"),
+    "docs": ("sphinx", "myst_parser"),
+}
 
 
 def has_torch() -> bool:
@@ -25,14 +28,14 @@ def check_python() -> None:
         )
 
 
-def check_tools() -> None:
-    """Stop if a tool is missing: the environment is not ours to fill."""
-    missing = [name for name in TOOLS if importlib.util.find_spec(name) is None]
+def check_tools(kind: str) -> None:
+    """Stop if a tool of requirements/<kind>.txt is missing: the environment is not ours to fill."""
+    missing = [name for name in TOOLS[kind] if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(
             f"{sys.executable} has torch, so make uses it as it is, but it has no"
             f" {', '.join(missing)}.\n"
-            f"Run: {sys.executable} -m pip install -r requirements/tools.txt"
+            f"Run: {sys.executable} -m pip install -r requirements/{kind}.txt"
         )
 
 
@@ -43,4 +46,4 @@ if __name__ == "__main__":
     elif command == "check-python":
         check_python()
     elif command == "check-tools":
-        check_tools()
+        check_tools(sys.argv[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from .geometry import Geometry
 
 REFERENCE = "reference"
 NAMES = ("cpu", "triton", "cuda", REFERENCE)
+NATIVE = {  # by device: the backend that is chosen, and why
+    "cpu": ("cpu", "inputs are on the CPU"),
+    "cuda": ("triton", "inputs are on a GPU"),
+}
 MAX_HEAD_DIM = 512
 MAX_TRITON_HEAD_DIM = 256
 BUILD_COMMAND = "pip install --no-build-isolation ."
@@ -33,6 +38,16 @@ class Backend:
     detail: str = ""
 
 
+def not_built() -> str:
+    """Why there is no compiled library beside this file: an installed copy may have one."""
+    here = Path(__file__).parents[1]
+    for path in map(Path, sys.path):
+        other = (path / here.name).resolve()
+        if path.is_absolute() and other != here and any(other.glob("_C*.so")):
+            return f"{here} hides the installed {other}: start Python in another folder"
+    return f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+
+
 class CpuLibrary:
     """The compiled library: loading it registers the operators; its C functions tell of the CPU."""
 
@@ -40,7 +55,7 @@ class CpuLibrary:
         self.c, self.load_error, self.isa_error = None, "", ""
         paths = sorted(Path(__file__).parents[1].glob("_C*.so"))
         if not paths:
-            self.load_error = f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+            self.load_error = not_built()
             return
         try:
             torch.ops.load_library(paths[0])
@@ -138,8 +153,9 @@ def can_run(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
         return status(name).reason
     if q.device.type != "cpu":
         return f"inputs are on {q.device}"
-    if max(q.shape[3], v.shape[3]) > MAX_HEAD_DIM:
-        return f"head dim is at most {MAX_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
+    dim = max(q.shape[3], v.shape[3])
+    if dim > MAX_HEAD_DIM:
+        return f"head dim is at most {MAX_HEAD_DIM}, got {dim}"
     return cpu_library.error() or None
 
 
@@ -191,10 +207,10 @@ def choose(requested: str | None, q: Tensor, v: Tensor, geometry: Geometry) -> t
     if explicit is not None:
         require(explicit, q, v, geometry)
         return explicit, "requested" if requested else "set by use_backend"
-    native = "triton" if q.device.type == "cuda" else "cpu"
+    native, why = NATIVE.get(q.device.type, NATIVE["cpu"])
     reason = can_run(native, q, v, geometry)
     if reason is None:
-        return native, f"inputs are on {'a GPU' if native == 'triton' else 'the CPU'}"
+        return native, why
     if q.device.type == "cpu" and reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(

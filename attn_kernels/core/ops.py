@@ -87,9 +87,16 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     out, lse, *inputs = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(out)
-    in_func = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    backward = _Backward.apply if in_func else bwd
-    grads = backward(grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
+    arguments = (grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(out.device.type):
+        grads = bwd(*arguments)
+    elif torch._C._are_functorch_transforms_active():
+        grads = _Backward.apply(*arguments)
+    elif torch.is_grad_enabled():  # create_graph=True: raises when it is differentiated again
+        grads = bwd(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = bwd(*arguments)
     given = (g if x is not None else None for g, x in zip(grads, inputs[:N_TENSORS], strict=True))
     return (*given, *[None] * (N_SAVED - N_TENSORS + len(ctx.settings)))
 
@@ -134,15 +141,31 @@ class _Forward(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
+class _Eager(torch.autograd.Function):
+    """fwd and its gradient outside of transforms and compilers, where the operator's own autograd
+    costs 100 us and a Function with setup_context 40."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = fwd(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
 def call(*inputs: Any) -> tuple[Tensor, Tensor]:
     """fwd by the shortest way: an operator's own autograd costs 8 us even without gradients."""
     if torch.compiler.is_compiling():
         return fwd(*inputs)
     if torch._C._are_functorch_transforms_active():
         return _Forward.apply(*inputs)
-    differentiable = (x for x in inputs[:N_TENSORS] if x is not None)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in differentiable):
-        return fwd(*inputs)
+    if torch.is_grad_enabled():
+        for x in inputs[:N_TENSORS]:
+            if x is not None and x.requires_grad:  # autocast's casts belong to the graph
+                autocast = torch.is_autocast_enabled(x.device.type)
+                return fwd(*inputs) if autocast else _Eager.apply(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
         return fwd(*inputs)
 

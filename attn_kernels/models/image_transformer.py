@@ -18,7 +18,6 @@ from attn_kernels.nn import (
     ModelCache,
     TransformerLayer,
     TransformerStack,
-    grid_sinusoids,
 )
 from attn_kernels.nn.checks import (
     check_choice,
@@ -31,6 +30,7 @@ from attn_kernels.nn.checks import (
 from . import logistic
 from .canvas import from_canvas, keys_of, read_before, scan_order, to_canvas
 from .config import Config
+from .image_inputs import ChannelEmbedding, GridPositions, PixelEmbedding
 from .sampling import sample
 
 CATEGORICAL, LOGISTIC = "categorical", "logistic"
@@ -40,15 +40,16 @@ CATEGORICAL, LOGISTIC = "categorical", "logistic"
 class ImageTransformerConfig(Config):
     """Sizes of an Image Transformer.
 
-    image, channels, levels: rows and columns, channels, and values 0 .. levels - 1 of each.
-    output: "categorical", a softmax for every channel, so the canvas is rows x (cols * channels);
-        or "logistic", a mixture for every pixel, and the canvas is rows x cols.
-    block, memory: of one number each for 1-D local attention along the raster scan (a query block
-        and how many cells before it), of two for 2-D (rows and columns of the canvas).
-    classes: 0 is unconditional.
-    source, encoder_layers: the size of the small image, for super-resolution.
-    head_dim: default dim / heads.
-    blockwise_shift: see `read_before`; for weights of tensor2tensor's 2-D models.
+    Args:
+        image, channels, levels: rows and columns, channels, and values 0 .. levels - 1 of each.
+        output: "categorical", a softmax for every channel, so the canvas is rows x (cols *
+            channels); or "logistic", a mixture for every pixel, and the canvas is rows x cols.
+        block, memory: of one number each for 1-D local attention along the raster scan (a query
+            block and how many cells before it), of two for 2-D (rows and columns of the canvas).
+        classes: 0 is unconditional.
+        source, encoder_layers: the size of the small image, for super-resolution.
+        head_dim: default dim / heads.
+        blockwise_shift: see `read_before`; for weights of tensor2tensor's 2-D models.
 
     The presets have the sizes of the paper's section 5, and of tensor2tensor's configurations
     (img2img_transformer2d_n103, img2img_transformer_b3) where the paper leaves them open.
@@ -181,54 +182,6 @@ class ScanAttention(Attention):
         if cache is not None:
             k, v, geometry = k[:, :, keys], v[:, :, keys], Full()
         return self.out(self.attend(q, k, v, geometry).transpose(1, 2).flatten(2))
-
-
-class GridPositions(nn.Module):
-    """Half of the channels tell a cell's row, half its column (and so its colour channel)."""
-
-    def __init__(self, grid: tuple[int, int], dim: int, learned: bool) -> None:
-        super().__init__()
-        self.learned = learned
-        if learned:
-            self.rows = nn.Parameter(0.02 * torch.randn(grid[0], dim // 2))
-            self.cols = nn.Parameter(0.02 * torch.randn(grid[1], dim - dim // 2))
-        else:
-            waves = grid_sinusoids(grid, dim).flatten(0, 1)
-            self.register_buffer("waves", waves, persistent=False)
-
-    def forward(self) -> Tensor:
-        """[cells, dim]."""
-        if not self.learned:
-            return self.waves
-        shape = (len(self.rows), len(self.cols), -1)
-        row, col = self.rows.unsqueeze(1).expand(shape), self.cols.unsqueeze(0).expand(shape)
-        return torch.cat([row, col], -1).flatten(0, 1)
-
-
-class ChannelEmbedding(nn.Module):
-    """sqrt(dim) times a vector for each value, from a table of each channel's own."""
-
-    def __init__(self, channels: int, levels: int, dim: int) -> None:
-        super().__init__()
-        self.channels, self.levels = channels, levels
-        self.table = nn.Parameter(dim**-0.5 * torch.randn(channels * levels, dim))
-
-    def forward(self, values: Tensor, cells: Tensor) -> Tensor:
-        """[B, n, dim] of values [B, n] at these cells [n] of a canvas."""
-        rows = values + self.levels * (cells % self.channels)
-        return F.embedding(rows, self.table) * self.table.shape[1] ** 0.5
-
-
-class PixelEmbedding(nn.Module):
-    """A linear map of a pixel's channels: the paper's 1 x 3 convolution of stride 1 x 3."""
-
-    def __init__(self, channels: int, levels: int, dim: int) -> None:
-        super().__init__()
-        self.levels, self.linear = levels, nn.Linear(channels, dim)
-
-    def forward(self, values: Tensor, cells: Tensor) -> Tensor:
-        """[B, n, dim] of values [B, n, channels]."""
-        return self.linear(logistic.scaled(values, self.levels, self.linear.weight.dtype))
 
 
 class ImageTransformer(nn.Module):

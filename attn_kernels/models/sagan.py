@@ -90,8 +90,8 @@ class SelfAttention2d(nn.Module):
         o = softmax(q^T k) v                               unscaled
         y = x + gamma W_v o                                gamma starts at 0
 
-    As the published code has it: keys and values are maxima of 2 x 2 cells (the paper's text does
-    not mention that), there are no biases, and every convolution has spectral norm. A popular
+    As in the published code, keys and values are maxima of 2 x 2 cells, values have C/2 channels
+    (the paper writes C/8), there are no biases, and every convolution has spectral norm. A popular
     PyTorch port does not pool, keeps C channels of values, and has biases but no W_v.
 
     Args:

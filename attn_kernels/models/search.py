@@ -16,6 +16,24 @@ def length_penalty(length: int, alpha: float) -> float:
     return ((5 + length) / 6) ** alpha
 
 
+class Finished:
+    """The best finished sequence of each of B entries, and how many have finished."""
+
+    def __init__(self, batch: int, steps: int, end: int, device: torch.device) -> None:
+        self.tokens = torch.full((batch, steps), end, device=device)
+        self.score = torch.full((batch,), -torch.inf, device=device)
+        self.count = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    def add(self, tokens: Tensor, scores: Tensor) -> None:
+        """Of tokens [B, n, length] those whose scores [B, n] are not -inf have finished."""
+        score, place = scores.max(1)
+        better = score > self.score
+        best = tokens[torch.arange(len(tokens), device=tokens.device), place]
+        self.tokens[better, : tokens.shape[2]] = best[better]
+        self.score = torch.where(better, score, self.score)
+        self.count += torch.isfinite(scores).sum(1)
+
+
 @torch.no_grad()
 def beam_search(
     logits_of: Callable[[Tensor], Tensor],
@@ -50,9 +68,7 @@ def beam_search(
     tokens = start.repeat_interleave(beams).view(batch, beams, 1)
     live = torch.full((batch, beams), -torch.inf, device=device)
     live[:, 0] = 0  # all beams are equal at first: only one may be extended
-    found = torch.full((batch, steps), end, device=device)
-    found_score = torch.full((batch,), -torch.inf, device=device)
-    found_count = torch.zeros(batch, dtype=torch.int64, device=device)
+    finished = Finished(batch, steps, end, device)
     done = torch.zeros(batch, dtype=torch.bool, device=device)
     for length in range(1, steps + 1):
         logits = logits_of(tokens.flatten(0, 1)).unflatten(0, (batch, beams)).float()
@@ -62,35 +78,26 @@ def beam_search(
         most = min(2 * beams, beams * vocabulary)
         best, flat = scores.flatten(1).topk(most)
         beam, token = flat // vocabulary, flat % vocabulary
-        extended = torch.cat((tokens.gather(1, expand(beam, tokens)), token.unsqueeze(-1)), -1)
+        tokens = torch.cat((tokens.gather(1, expand(beam, tokens)), token.unsqueeze(-1)), -1)
 
-        ends = (token == end) & torch.isfinite(best)
+        ends = token == end
         finishing = ends & (torch.arange(most, device=device) < beams) & ~done.unsqueeze(1)
-        penalised = (best / length_penalty(length, alpha)).masked_fill(~finishing, -torch.inf)
-        score, place = penalised.max(1)
-        better = score > found_score
-        ended = extended[torch.arange(batch, device=device), place, 1:]
-        found[better, :length] = ended[better]
-        found_score = torch.where(better, score, found_score)
-        found_count += finishing.sum(1)
+        penalised = best / length_penalty(length, alpha)
+        finished.add(tokens[..., 1:], penalised.masked_fill(~finishing, -torch.inf))
 
         live, kept = best.masked_fill(ends, -torch.inf).topk(min(beams, most))
-        tokens = extended.gather(1, expand(kept, extended))
+        tokens = tokens.gather(1, expand(kept, tokens))
         # a log-probability only falls, and the penalty only grows, up to the longest sequence
         hope = live.amax(1) / length_penalty(steps if alpha > 0 else length, alpha)
-        done = done | (found_count >= beams) | (found_score >= hope)
+        done = done | (finished.count >= beams) | (finished.score >= hope)
         if bool(done.all()):
             break
         reorder((first_row + beam.gather(1, kept)).flatten())
-    unfinished = torch.isinf(found_score)
-    if bool(unfinished.any()):
-        score, place = live.max(1)
-        best_live = tokens[torch.arange(batch, device=device), place, 1:]
-        found[unfinished, : best_live.shape[1]] = best_live[unfinished]
-        live_score = score / length_penalty(best_live.shape[1], alpha)
-        found_score = torch.where(unfinished, live_score, found_score)
-    used = int(((found != end).sum(1) + 1).clamp(max=steps).max()) if batch else 0
-    return found[:, :used], found_score
+    unfinished = (finished.count == 0).unsqueeze(1)
+    penalised = live / length_penalty(tokens.shape[2] - 1, alpha)
+    finished.add(tokens[..., 1:], penalised.masked_fill(~unfinished, -torch.inf))
+    lengths = ((finished.tokens != end).sum(1) + 1).clamp(max=steps)
+    return finished.tokens[:, : max(lengths.tolist(), default=0)], finished.score
 
 
 def expand(index: Tensor, like: Tensor) -> Tensor:

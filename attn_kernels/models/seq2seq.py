@@ -49,6 +49,7 @@ class Seq2Seq(RecurrentDecoder):
         self, source: Tensor, *, beams: int = 4, alpha: float = 0.0, steps: int | None = None
     ) -> Tensor:
         """`search` with steps S + 50 by default; these papers have no length penalty."""
+        check_ids("source", source, self.config.source_vocab)
         steps = source.shape[1] + 50 if steps is None else steps
         return self.search(source, beams=beams, alpha=alpha, steps=steps)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_kernels import Causal, Full, attention
+from attn_kernels import Causal, Full, Pattern, attention
 
 from .checks import check_count, check_fraction
 
@@ -17,7 +17,8 @@ class MultiheadAttention(nn.Module):
     It loads that layer's state dict strictly. What differs:
 
     - key_padding_mask must pad on the right: it becomes the lengths of the keys.
-    - attn_mask must be the causal mask of torch (query i sees keys 0..i), or None.
+    - attn_mask must be the same for all entries and heads, and hide keys only (true or -inf, else
+      false or 0). It becomes Causal if it is that, else a Pattern, compiled when it changes.
     - dropout acts on attention weights, which the kernels never hold: training with it is an error.
     - add_bias_kv and add_zero_attn do not exist.
     - need_weights=True computes the weights of O(Lq * Lk) memory beside the fused output, and
@@ -76,6 +77,7 @@ class MultiheadAttention(nn.Module):
         else:
             self.register_parameter("in_proj_bias", None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
+        self.compiled: tuple[Tensor, Pattern] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -101,6 +103,14 @@ class MultiheadAttention(nn.Module):
             parts = map(F.linear, (query, key, value), weights, biases)
         return [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts]
 
+    def geometry_of(self, visible: Tensor) -> Causal | Pattern:
+        """The geometry in which query i sees the keys j of visible [Lq, Lk]."""
+        if torch.equal(visible, torch.ones_like(visible).tril()):
+            return Causal()
+        if self.compiled is None or not torch.equal(self.compiled[0], visible):
+            self.compiled = visible, Pattern.from_mask(visible)
+        return self.compiled[1]
+
     def forward(
         self,
         query: Tensor,
@@ -117,13 +127,44 @@ class MultiheadAttention(nn.Module):
         Args:
             query, key, value: [B, L, dim] if batch_first, else [L, B, dim]; or [L, dim].
             key_padding_mask: [B, Lk] (or [Lk]), true or -inf where a key is padding.
-            attn_mask, is_causal: see above; is_causal needs no attn_mask here.
+            attn_mask: [Lq, Lk] or [B * H, Lq, Lk], true or -inf where a key is hidden.
+            is_causal: query i sees keys 0..i. It needs no attn_mask, and with one says nothing.
         """
+        self.check(query, key, value)
+        batched, same = query.dim() == 3, query is key and key is value
+        parts = [query] if same else [query, key, value]
+        if not batched:
+            parts = [x.unsqueeze(0) for x in parts]
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            parts = [x.transpose(0, 1) for x in parts]
+        q, k, v = self.project(*(parts * 3 if same else parts))
+        key_lengths = None
+        geometry = Causal() if is_causal else Full()
+        if key_padding_mask is not None:
+            key_lengths = lengths_of(key_padding_mask, (k.shape[0], k.shape[2]))
+        if attn_mask is not None:
+            visible = visible_of(attn_mask, q.shape[2], k.shape[2])
+            geometry = self.geometry_of(visible)
+        out, lse = attention(
+            q, k, v, geometry, key_lengths=key_lengths, query_offset=0, return_lse=True,
+            backend=self.backend,
+        )  # fmt: skip
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        weights = None
+        if need_weights:
+            weights = attention_weights(q, k, lse, geometry, key_lengths)
+            weights = weights.mean(1) if average_attn_weights else weights
+        if not batched:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return out if self.batch_first else out.transpose(0, 1), weights
+
+    def check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Raise unless the layer may be called with these."""
         if self.training and self.dropout > 0:
             raise NotImplementedError(
                 f"dropout must be 0 in training, got {self.dropout}: it acts on attention weights"
             )
-        batched = query.dim() == 3
         for name, x, dim in (
             ("query", query, self.embed_dim),
             ("key", key, self.kdim),
@@ -134,32 +175,6 @@ class MultiheadAttention(nn.Module):
                     f"{name} must have shape [*, *, {dim}] or [*, {dim}] and as many dimensions as"
                     f" query, got {list(x.shape)}"
                 )
-        same = query is key and key is value
-        parts = [query] if same else [query, key, value]
-        if not batched:
-            parts = [x.unsqueeze(0) for x in parts]
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            parts = [x.transpose(0, 1) for x in parts]
-        q, k, v = self.project(*(parts * 3 if same else parts))
-        key_lengths = None
-        if key_padding_mask is not None:
-            key_lengths = lengths_of(key_padding_mask, (k.shape[0], k.shape[2]))
-        if attn_mask is not None:
-            check_causal(attn_mask, q.shape[2], k.shape[2])
-        geometry = Causal() if is_causal or attn_mask is not None else Full()
-        out, lse = attention(
-            q, k, v, geometry, key_lengths=key_lengths, query_offset=0, return_lse=True,
-            backend=self.backend,
-        )  # fmt: skip
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
-        weights = None
-        if need_weights:
-            weights = attention_weights(q, k, lse, geometry.causal, key_lengths)
-            weights = weights.mean(1) if average_attn_weights else weights
-        if not batched:
-            return out.squeeze(0), None if weights is None else weights.squeeze(0)
-        return out if self.batch_first else out.transpose(0, 1), weights
 
 
 def as_bool(name: str, mask: Tensor) -> Tensor:
@@ -185,27 +200,33 @@ def lengths_of(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     return lengths
 
 
-def check_causal(mask: Tensor, q_len: int, k_len: int) -> None:
-    """Raise unless this is the mask that hides keys i + 1 and up from query i."""
-    future = torch.ones(q_len, k_len, dtype=torch.bool, device=mask.device).triu(1)
-    if mask.shape[-2:] != future.shape:
+def visible_of(mask: Tensor, q_len: int, k_len: int) -> Tensor:
+    """Which keys each query sees, [Lq, Lk], under a mask for all entries and heads."""
+    if mask.dim() not in (2, 3) or mask.shape[-2:] != (q_len, k_len):
         raise ValueError(f"attn_mask must have shape [{q_len}, {k_len}], got {list(mask.shape)}")
-    if not torch.equal(as_bool("attn_mask", mask), future.expand(mask.shape)):
-        raise NotImplementedError(
-            "attn_mask must be None or the causal mask; other masks are geometries of `Attention`"
-        )
+    visible = ~as_bool("attn_mask", mask)
+    if mask.dim() == 3:
+        if not torch.equal(visible, visible[:1].expand_as(visible)):
+            raise NotImplementedError(
+                "attn_mask must be the same for all entries and heads, got different ones"
+            )
+        visible = visible[0]
+    return visible
 
 
 @torch.no_grad()
 def attention_weights(
-    q: Tensor, k: Tensor, lse: Tensor, causal: bool, key_lengths: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    geometry: Full | Causal | Pattern,
+    key_lengths: Tensor | None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) densely, [B, H, Lq, Lk], from the lse of the fused output."""
     logits = q @ k.mT * q.shape[3] ** -0.5
-    hidden = torch.zeros(logits.shape[-2:], dtype=torch.bool, device=q.device)
-    if causal:
-        hidden = torch.ones_like(hidden).triu(1)
+    q_pos = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
+    k_pos = torch.arange(k.shape[2], device=q.device)
+    visible = geometry.visible(q_pos, k_pos)
     if key_lengths is not None:
-        behind = torch.arange(k.shape[2], device=q.device) >= key_lengths.unsqueeze(1)
-        hidden = hidden | behind[:, None, None]
-    return torch.exp(logits - lse.unsqueeze(-1)).masked_fill(hidden, 0).to(q.dtype)
+        visible = visible & (k_pos < key_lengths.view(-1, 1, 1, 1))
+    return torch.exp(logits - lse.unsqueeze(-1)).masked_fill(~visible, 0).to(q.dtype)

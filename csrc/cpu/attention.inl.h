@@ -15,8 +15,16 @@ namespace {
 #include "vec.h"
 #include "rows.h"
 #include "gemm.h"
+#if defined(ATTN_AMX)
+#include "amx.h"
+#else
+inline void use_tiles() {}
+inline void release_tiles() {}
+#endif
+#include "elements.h"
 #include "tile.h"
 #include "pattern_tile.h"
+#include "kept.h"
 #include "band.h"
 #include "forward.h"
 #include "few.h"
@@ -62,14 +70,19 @@ struct Entry {
         p.few_queries ? Few::queries(p) * Few::state_size(p) : Forward::part_size(p);
     return forward_tasks(p) * size * int64_t(sizeof(T));
   }
+  static void start_forward(const ForwardParams& p, void* scratch) {
+    if (!p.few_queries) over<Forward>(p, scratch).forget_keys();
+  }
   static void forward(const ForwardParams& p, int64_t task, void* scratch) {
     const int64_t unit = task / p.splits, split = task % p.splits;
+    use_tiles();
     if (p.few_queries) {
       over<Few>(p, scratch).run(p, unit / p.k_heads, unit % p.k_heads, split);
     } else {
       const int64_t head = unit / tiles(p), last_first = tiles(p) - 1 - unit % tiles(p);
       over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, last_first, split);
     }
+    release_tiles();
   }
   static void merge_forward(const ForwardParams& p, int64_t unit, void* scratch) {
     if (p.few_queries) {
@@ -88,9 +101,14 @@ struct Entry {
   static int64_t table_part_bytes(const BackwardParams& p) {
     return p.batch * p.heads * p.chunks * Backward::table_part_size(p) * int64_t(sizeof(T));
   }
+  static void start_backward(const BackwardParams& p, void* scratch) {
+    over<Backward>(p, scratch).tile.forget_keys();
+  }
   static void backward(const BackwardParams& p, int64_t task, void* scratch) {
     const int64_t head = task / p.chunks;
+    use_tiles();
     over<Backward>(p, scratch).run(p, head / p.k_heads, head % p.k_heads, task % p.chunks);
+    release_tiles();
   }
 
   static constexpr int64_t kMergeKeys = 64;  // keys a merging task takes
@@ -99,6 +117,8 @@ struct Entry {
     return p.batch * p.k_heads * key_blocks(p);
   }
   static int64_t no_scratch(const BackwardParams&) { return 0; }
+  template <typename Params>
+  static void no_start(const Params&, void*) {}
   static void merge_keys(const BackwardParams& p, int64_t task, void*) {
     const int64_t head = task / key_blocks(p), begin = task % key_blocks(p) * kMergeKeys;
     Backward::merge_keys(p, head / p.k_heads, head % p.k_heads, begin,
@@ -141,13 +161,13 @@ struct Entry {
 
   static constexpr Kernels kTable = {
       part_bytes,
-      {forward_tasks, forward_scratch, forward},
-      {forward_units, forward_scratch, merge_forward},
+      {forward_tasks, forward_scratch, start_forward, forward},
+      {forward_units, forward_scratch, no_start, merge_forward},
       key_part_bytes,
       table_part_bytes,
-      {backward_tasks, scratch_of<Backward, BackwardParams>, backward},
-      {merge_keys_tasks, no_scratch, merge_keys},
-      {merge_tables_tasks, merge_tables_scratch, merge_tables},
+      {backward_tasks, scratch_of<Backward, BackwardParams>, start_backward, backward},
+      {merge_keys_tasks, no_scratch, no_start, merge_keys},
+      {merge_tables_tasks, merge_tables_scratch, no_start, merge_tables},
       kLanes<T>,
       exp2_of,
       transpose_of,
@@ -157,10 +177,14 @@ struct Entry {
 
 }  // namespace
 
-extern const Kernels kernels_float = Entry<float>::kTable;
-extern const Kernels kernels_double = Entry<double>::kTable;
 #if defined(ATTN_AVX512_BF16)
 extern const Kernels kernels_bfloat16 = Entry<float, Pair>::kTable;
+#else
+extern const Kernels kernels_float = Entry<float>::kTable;
+extern const Kernels kernels_double = Entry<double>::kTable;
+#endif
+#if defined(ATTN_AMX)
+extern const Kernels kernels_float16 = Entry<float, Split>::kTable;
 #endif
 
 }  // namespace ATTN_ISA

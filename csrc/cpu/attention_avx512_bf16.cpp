@@ -1,4 +1,5 @@
-// The kernels for x86-64 CPUs with AVX-512 (F, BW, DQ, VL) and its products of bfloat16 (BF16).
+// The kernels for x86-64 CPUs with AVX-512 (F, BW, DQ, VL) and its products of bfloat16 (BF16):
+// what attention_avx512.cpp does not have.
 #if defined(__x86_64__)
 
 #include <cstdint>

@@ -14,11 +14,14 @@
 
 template <typename T, typename E>
 struct BackwardTile {
+  static constexpr int64_t kPairPlane = kStepKeys / 2 * kTileQueries<T>;
+
   T *rows, *transposed, *q_rel, *grad_out, *q_rows, *q_rel_rows, *grad_rows;
   T *weights, *grads, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
-  const E *q_columns, *grad_columns, *q_lanes, *grad_lanes;  // [dim, lanes] and [lanes, dim]
+  Matrix<E> q_columns, grad_columns, q_lanes, grad_lanes;  // [dim, lanes] and [lanes, dim]
   E *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
-  E *keys, *values, *key_pairs;
+  KeptRows<Sums::kDims, E> keys, values;
+  KeptRows<Sums::kKeys, E> keys_by_key;
   E *weights_by_lane, *grads_by_lane, *grads_by_key;  // the matrices themselves, or pairs
   ScoreBand<T> score_band, value_band;
   GradBand<T> score_grad, value_grad;
@@ -36,17 +39,17 @@ struct BackwardTile {
     grad_rows = arena.take<T>(pitch * v_dim);
     weights = ForwardTile<T, E>::zero_bordered(arena);
     grads = ForwardTile<T, E>::zero_bordered(arena);
-    keys = arena.take<E>(kStepKeys * p.dim / kNumbers<E>);
-    values = arena.take<E>(kStepKeys * p.v_dim / kNumbers<E>);
+    keys.layout(arena, p, p.dim);
+    values.layout(arena, p, p.v_dim);
+    keys_by_key.layout(arena, p, p.dim);
     if constexpr (kNumbers<E> == 2) {
-      q_column_pairs = arena.take<E>(pitch * dim / 2);
-      grad_column_pairs = arena.take<E>(pitch * v_dim / 2);
-      q_lane_pairs = arena.take<E>(pitch / 2 * dim);
-      grad_lane_pairs = arena.take<E>(pitch / 2 * v_dim);
-      key_pairs = arena.take<E>(kStepKeys / 2 * p.dim);
-      weights_by_lane = arena.take<E>(kStepKeys * pitch / 2);
-      grads_by_lane = arena.take<E>(kStepKeys * pitch / 2);
-      grads_by_key = arena.take<E>(kStepKeys / 2 * pitch);
+      q_column_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
+      grad_column_pairs = arena.take<E>(kParts<E> * pitch * v_dim / 2);
+      q_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * dim);
+      grad_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * v_dim);
+      weights_by_lane = arena.take<E>(kParts<E> * kPairPlane);
+      grads_by_lane = arena.take<E>(kParts<E> * kPairPlane);
+      grads_by_key = arena.take<E>(kParts<E> * kPairPlane);
     } else {
       weights_by_lane = weights, grads_by_lane = grads_by_key = grads;
     }
@@ -67,15 +70,18 @@ struct BackwardTile {
     }
   }
 
+  void forget_keys() {
+    keys.forget();
+    values.forget();
+    keys_by_key.forget();
+  }
+
   void run(const BackwardParams& p, int64_t batch, int64_t head, int64_t index) {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
-    for (int64_t key = 0; key < tile.queries.n_keys;) {
-      const int n = step_keys(tile, key, tile.queries.n_keys, p.rel_k.data);
-      step(p, tile, key, n);
-      key += n;
-    }
+    for_steps(tile, 0, 1, p.rel_k.data != nullptr,
+              [&](int64_t key, int n) { step(p, tile, key, n); });
     finish(p, tile);
   }
 
@@ -132,27 +138,34 @@ struct BackwardTile {
     uint64_t seen_by[kStepKeys];  // only under a Pattern
     const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
     const int64_t offset = step_offset(tile, start);
-    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, seen_by, keys);
-    const Rows<E> v = gather_rows<E>(tile, p.v, p.v_dim, start, n, seen_by, values);
+    const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n, seen_by);
+    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
 
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
       const int64_t at = slab.key * pitch + slab.lane;
-      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim / kNumbers<E>, k.data + slab.key * k.stride,
-                        k.stride, q_columns + slab.lane, pitch, weights + at, pitch, false);
-      if (kScaleLater<E>) scale_slab(slab, T(p.scale * kLog2E), weights);
-      gemm<Left::kRows>(slab.keys, slab.lanes, p.v_dim / kNumbers<E>, v.data + slab.key * v.stride,
-                        v.stride, grad_columns + slab.lane, pitch, grads + at, pitch, false);
+      gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.dim, kNumbers<E>),
+                        k.from(slab.key * k.stride), q_columns.from(slab.lane), weights + at, pitch,
+                        false);
+      gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.v_dim, kNumbers<E>),
+                        v.from(slab.key * v.stride), grad_columns.from(slab.lane), grads + at,
+                        pitch, false);
+    }
+    T scale = kScaleLater<E> ? T(p.scale * kLog2E) : T(1);
+    if (kScaleLater<E> && (p.rel_k.data || !(scale > 0))) {
+      for (int s = 0; s < n_slabs; ++s) scale_slab(slabs[s], scale, weights);
+      scale = 1;
     }
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, weights);
     if (p.rel_v.data) value_band.add(offset, tile.lanes, n, slabs, n_slabs, grads);
+    const bool keep = p.rel_k.data || p.rel_v.data;
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) {
         mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), weights);
         mask_slab<T>(tile, start, slabs[s], seen_by, 0, grads);
       }
       for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += kLanes<T>) {
-        logit_grads(slabs[s], lane, grads_by_key);
+        logit_grads(slabs[s], lane, scale, keep, grads_by_key);
       }
     }
     if (p.rel_k.data) {
@@ -165,20 +178,17 @@ struct BackwardTile {
       ForwardTile<T, E>::zero_border(weights, n);
       value_grad.add(offset, n, weights);
     }
-    const Rows<E> by_key = pair_rows(k, p.dim, n, key_pairs);
+    const Matrix<E> by_key =
+        kMade<Sums::kKeys, E> ? keys_by_key.get(tile, p.k, p.dim, start, n, seen_by) : k;
     for (int s = 0; s < n_slabs; ++s) {
-      const Slab& slab = slabs[s];
-      const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
-      gemm<Left::kColumns>(p.dim, slab.lanes, depth, by_key.data + key * by_key.stride,
-                           by_key.stride, grads_by_key + key * pitch + slab.lane, pitch,
-                           grad_q + slab.lane, pitch, true);
+      add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q);
     }
     add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads_by_lane, q_lanes, grad_k);
     add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights_by_lane, grad_lanes, grad_v);
   }
 
   // One vector column of a slab. weights: logits -> P;  grads: dP -> dS.
-  void logit_grads(const Slab& slab, int lane, T*) {
+  void logit_grads(const Slab& slab, int lane, T, bool, T*) {
     constexpr int pitch = kTileQueries<T>;
     const Vec<T> row_lse = load(lse + lane), row_delta = load(delta + lane);
     T* weight = weights + slab.key * pitch + lane;
@@ -192,29 +202,34 @@ struct BackwardTile {
   }
 
 #if defined(ATTN_AVX512_BF16)
-  // The same, and as pairs in both orders.
-  void logit_grads(const Slab& slab, int lane, Pair*) {
+  // The same as pairs in both orders; in place too if `keep`.
+  template <typename Pairs>
+  void logit_grads(const Slab& slab, int lane, float scale, bool keep, Pairs*) {
     constexpr int pitch = kTileQueries<float>;
     const Vec<float> row_lse = load(lse + lane), row_delta = load(delta + lane);
     for (int key = slab.key; key < slab.key + slab.keys; key += 2) {
       Vec<float> grad[2] = {};
       for (int i = 0; i < 2 && key + i < slab.key + slab.keys; ++i) {
         const int64_t at = (key + i) * pitch + lane;
-        const Vec<float> weight = exp2<float>(load(weights + at) - row_lse);
+        const Vec<float> logit = load(weights + at);
+        const Vec<float> weight =
+            exp2<float>(kScaleLater<E> ? fma(logit, set1(scale), -row_lse) : logit - row_lse);
         grad[i] = weight * (load(grads + at) - row_delta);
-        store<float>(weights + at, weight);
-        store<float>(grads + at, grad[i]);
-        store_neighbours(weights_by_lane + at / 2, weight);
-        store_neighbours(grads_by_lane + at / 2, grad[i]);
+        if (keep) {
+          store<float>(weights + at, weight);
+          store<float>(grads + at, grad[i]);
+        }
+        store_neighbours(weights_by_lane + at / 2, kPairPlane, weight);
+        store_neighbours(grads_by_lane + at / 2, kPairPlane, grad[i]);
       }
-      store_pairs(grads_by_key + key / 2 * pitch + lane, grad[0], grad[1]);
+      store_pairs(grads_by_key + key / 2 * pitch + lane, kPairPlane, grad[0], grad[1]);
     }
   }
 #endif
 
   // sums[position of key] += sum over queries of matrix[key, query] * q_rows[query]
   void add_key_grads(const Tile<T>& tile, int64_t start, int n, const Slab* slabs, int n_slabs,
-                     int64_t dim, const E* matrix, const E* query_rows, T* sums) {
+                     int64_t dim, const E* matrix, Matrix<E> query_rows, T* sums) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t width = padded<T>(dim);
     Span run = key_run(tile.geometry, tile.queries, start);
@@ -225,9 +240,9 @@ struct BackwardTile {
       const Slab& slab = slabs[s];
       const int64_t queries = at_most(slab.lanes, tile.queries.count - slab.lane);
       const int64_t lane = slab.lane / kNumbers<E>, row = pitch / kNumbers<E>;
-      gemm<Left::kRows>(slab.keys, width, ceil_div(queries, kNumbers<E>),
-                        matrix + slab.key * row + lane, row, query_rows + lane * width, width,
-                        to + slab.key * width, width, true);
+      const Matrix<E> by_lane{matrix + slab.key * row + lane, row, kPairPlane};
+      gemm<Left::kRows>(slab.keys, width, ceil_div(queries, kNumbers<E>), by_lane,
+                        query_rows.from(lane * width), to + slab.key * width, width, true);
     }
     if (together) return;
     for (int done = 0; done < n; run = key_run(tile.geometry, tile.queries, start + done)) {

@@ -53,6 +53,8 @@ struct HeadTable {
   int64_t rows = 0, dim = 0;
   bool causal = false, clip = false;
 
+  Matrix<T> from(int64_t row) const { return {data + row * dim, dim}; }
+
   // Whether all of `count` offsets from `first` on lie before (-1) or behind (+1) the table.
   int beyond(int64_t first, int64_t count) const {
     const BandRows cut = band_rows(first, count, rows, causal);
@@ -96,8 +98,8 @@ struct ScoreBand {
     constexpr int pitch = kTileQueries<T>;
     if (!table.clip || (side > 0 && table.causal)) return nullptr;
     if (!have_edges) {
-      gemm<Left::kRows>(2, lanes, table.dim, table.data, (table.rows - 1) * table.dim, queries,
-                        pitch, edges, pitch, false);
+      gemm<Left::kRows>(2, lanes, table.dim, Matrix<T>{table.data, (table.rows - 1) * table.dim},
+                        Matrix<T>{queries, pitch}, edges, pitch, false);
       have_edges = true;
     }
     return edges + (side > 0 ? pitch : 0);
@@ -114,8 +116,8 @@ struct ScoreBand {
     constexpr int pitch = kTileQueries<T>;
     const BandRows cut = band_rows(first, n, table.rows, table.causal);
     fill_edge(-1, lanes, cut.below, to);
-    gemm<Left::kRows>(cut.inside, lanes, table.dim, table.data + cut.row * table.dim, table.dim,
-                      queries, pitch, to + cut.below * pitch, pitch, false);
+    gemm<Left::kRows>(cut.inside, lanes, table.dim, table.from(cut.row), Matrix<T>{queries, pitch},
+                      to + cut.below * pitch, pitch, false);
     fill_edge(1, lanes, cut.above, to + (cut.below + cut.inside) * pitch);
   }
 
@@ -183,12 +185,13 @@ struct GradBand {
     const int64_t padded_dim = padded<T>(table.dim);
     if (n == 0) return;
     if (product) {
-      gemm<Left::kColumns>(table.dim, lanes, n, table.data + row * table.dim, table.dim, band,
-                           pitch, product, pitch, true);
+      gemm<Left::kColumns>(table.dim, lanes, n, table.from(row), Matrix<T>{band, pitch}, product,
+                           pitch, true);
     }
     if (grad_table) {
-      gemm<Left::kRows>(n, padded_dim, n_queries, band, pitch, q_rows, padded_dim,
-                        grad_table + row * padded_dim, padded_dim, true);
+      gemm<Left::kRows>(n, padded_dim, n_queries, Matrix<T>{band, pitch},
+                        Matrix<T>{q_rows, padded_dim}, grad_table + row * padded_dim, padded_dim,
+                        true);
     }
   }
 

@@ -5,13 +5,19 @@
 
 #include "kernels.h"
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace attn_kernels {
 
-#define KERNELS(name, supported, bfloat16) \
-  namespace name {                         \
-  extern const Kernels kernels_float;      \
-  extern const Kernels kernels_double;     \
-  extern const Kernels kernels_bfloat16;   \
+#define KERNELS(name, supported, for_float, for_double, for_bfloat16, for_float16) \
+  namespace name {                                                                 \
+  extern const Kernels kernels_float;                                              \
+  extern const Kernels kernels_double;                                             \
+  extern const Kernels kernels_bfloat16;                                           \
+  extern const Kernels kernels_float16;                                            \
   }
 #include "kernels.inc"
 #undef KERNELS
@@ -25,6 +31,17 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+// Linux hands out the tiles' registers on request.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
@@ -32,8 +49,8 @@ bool has_avx2() {
 #endif
 bool has_nothing() { return true; }
 
-#define KERNELS(name, supported, bfloat16) \
-  {#name, supported, &name::kernels_float, &name::kernels_double, bfloat16},
+#define KERNELS(name, supported, for_float, for_double, for_bfloat16, for_float16) \
+  {#name, supported, &for_float, &for_double, for_bfloat16, for_float16},
 const InstructionSet kSets[] = {
 #include "kernels.inc"
 };

@@ -198,11 +198,6 @@ struct FewQueries {
     }
   }
 
-  template <int n>
-  static constexpr int count_of(Ints<n>) {
-    return n;
-  }
-
   // Calls work(Ints<count>, first) for groups of 4 queries, then one by one.
   template <typename Work>
   static void in_groups(int64_t n, const Work& work) {

@@ -53,10 +53,10 @@ ATTN_INLINE Vec<T> column_maximum(const T* logits, int lane, const Slab* slabs, 
   return larger(a, b);
 }
 
-// logits -> weights 2^(logit - pivot) of one vector column of one slab, in place; returns their
-// sum.
+// logits -> weights 2^(factor * logit - pivot) of one vector column of one slab, in place; returns
+// their sum.
 template <typename T>
-ATTN_INLINE Vec<T> slab_weights(T* logits, Vec<T> pivot, int keys, T*) {
+ATTN_INLINE Vec<T> slab_weights(T* logits, Vec<T>, Vec<T> pivot, int keys, T*, int64_t, bool) {
   constexpr int pitch = kTileQueries<T>;
   Vec<T> total = {};
 #pragma GCC unroll 2
@@ -69,18 +69,26 @@ ATTN_INLINE Vec<T> slab_weights(T* logits, Vec<T> pivot, int keys, T*) {
 }
 
 #if defined(ATTN_AVX512_BF16)
-// The same, and as pairs of keys in `pairs`.
-ATTN_INLINE Vec<float> slab_weights(float* logits, Vec<float> pivot, int keys, Pair* pairs) {
+// The same as pairs of keys in `pairs`; in place too if `keep`.
+template <typename E>
+ATTN_INLINE Vec<float> slab_weights(float* logits, Vec<float> factor, Vec<float> pivot, int keys,
+                                    E* pairs, int64_t plane, bool keep) {
   constexpr int pitch = kTileQueries<float>;
+  const auto weight = [&](const float* logit) {
+    const Vec<float> x = load(logit);
+    return exp2<float>(kScaleLater<E> ? fma(x, factor, -pivot) : x - pivot);
+  };
   Vec<float> total = {};
   for (int key = 0; key < keys; key += 2, logits += 2 * pitch, pairs += pitch) {
-    const Vec<float> even = exp2<float>(load(logits) - pivot);
+    const Vec<float> even = weight(logits);
     Vec<float> odd = {};
-    if (key + 1 < keys) odd = exp2<float>(load(logits + pitch) - pivot);
+    if (key + 1 < keys) odd = weight(logits + pitch);
     total += even + odd;
-    store<float>(logits, even);
-    if (key + 1 < keys) store<float>(logits + pitch, odd);
-    store_pairs(pairs, even, odd);
+    if (keep) {
+      store<float>(logits, even);
+      if (key + 1 < keys) store<float>(logits + pitch, odd);
+    }
+    store_pairs(pairs, plane, even, odd);
   }
   return total;
 }
@@ -89,10 +97,13 @@ ATTN_INLINE Vec<float> slab_weights(float* logits, Vec<float> pivot, int keys, P
 // E is the element of the products with keys and values: T, or pairs.
 template <typename T, typename E>
 struct ForwardTile {
+  static constexpr int64_t kWeightPlane = kStepKeys / 2 * kTileQueries<T>;
+
   T *rows, *transposed, *q_rel, *logits, *acc;
-  const E* q;  // [dim, lanes]
-  E *q_pairs, *weights, *keys, *values,
-      *value_pairs;  // weights are the logits themselves, or pairs
+  Matrix<E> q;           // [dim, lanes]
+  E *q_pairs, *weights;  // weights are the logits themselves, or pairs
+  KeptRows<Sums::kDims, E> keys;
+  KeptRows<Sums::kKeys, E> values;
   Softmax<T> softmax;
   ScoreBand<T> score_band;
   GradBand<T> value_band;
@@ -105,12 +116,11 @@ struct ForwardTile {
     q_rel = arena.take<T>(pitch * dim);
     logits = zero_bordered(arena);
     acc = arena.take<T>(pitch * v_dim);
-    keys = arena.take<E>(kStepKeys * p.dim / kNumbers<E>);
-    values = arena.take<E>(kStepKeys * p.v_dim / kNumbers<E>);
+    keys.layout(arena, p, p.dim);
+    values.layout(arena, p, p.v_dim);
     if constexpr (kNumbers<E> == 2) {
-      q_pairs = arena.take<E>(pitch * dim / 2);
-      weights = arena.take<E>(kStepKeys / 2 * pitch);
-      value_pairs = arena.take<E>(kStepKeys / 2 * p.v_dim);
+      q_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
+      weights = arena.take<E>(kParts<E> * kWeightPlane);
     } else {
       weights = logits;
     }
@@ -133,19 +143,17 @@ struct ForwardTile {
     fill<T>(matrix + n * pitch, border, 0);
   }
 
+  void forget_keys() {
+    keys.forget();
+    values.forget();
+  }
+
   void run(const ForwardParams& p, int64_t batch, int64_t head, int64_t index, int64_t split) {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
-    // Parts of whole steps, so that their bounds do not depend on anything but the sizes.
-    const int64_t steps = ceil_div(tile.queries.n_keys, kStepKeys);
-    const int64_t begin = steps * split / p.splits * kStepKeys;
-    const int64_t end = at_most(steps * (split + 1) / p.splits * kStepKeys, tile.queries.n_keys);
-    for (int64_t key = begin; key < end;) {
-      const int n = step_keys(tile, key, end, p.rel_k.data);
-      step(p, tile, key, n);
-      key += n;
-    }
+    for_steps(tile, split, p.splits, p.rel_k.data != nullptr,
+              [&](int64_t key, int n) { step(p, tile, key, n); });
     if (p.rel_v.data) value_band.finish();
     if (p.splits > 1) {
       save_part(p, tile, split);
@@ -181,42 +189,46 @@ struct ForwardTile {
     const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
     const int64_t offset = step_offset(tile, start);
 
-    const Rows<E> k = gather_rows<E>(tile, p.k, p.dim, start, n, seen_by, keys);
+    const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n, seen_by);
     for (int s = 0; s < n_slabs; ++s) {
       const Slab& slab = slabs[s];
-      gemm<Left::kRows>(slab.keys, slab.lanes, p.dim / kNumbers<E>, k.data + slab.key * k.stride,
-                        k.stride, q + slab.lane, pitch, logits + slab.key * pitch + slab.lane,
-                        pitch, false);
-      if (kScaleLater<E>) scale_slab(slab, T(p.scale * kLog2E), logits);
+      gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.dim, kNumbers<E>),
+                        k.from(slab.key * k.stride), q.from(slab.lane),
+                        logits + slab.key * pitch + slab.lane, pitch, false);
+    }
+    // Logits that are scaled later are scaled here only if their order or a term asks for it.
+    T scale = kScaleLater<E> ? T(p.scale * kLog2E) : T(1);
+    if (kScaleLater<E> && (p.rel_k.data || !(scale > 0))) {
+      for (int s = 0; s < n_slabs; ++s) scale_slab(slabs[s], scale, logits);
+      scale = 1;
     }
     if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), logits);
     }
     for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
-      Vec<T> factor;
-      if (softmax.raise_pivot(lane, column_maximum(logits, lane, slabs, n_slabs), factor)) {
+      Vec<T> factor, maximum = column_maximum(logits, lane, slabs, n_slabs);
+      if (kScaleLater<E>) maximum *= set1(scale);
+      if (softmax.raise_pivot(lane, maximum, factor)) {
         for (int64_t d = 0; d < p.v_dim; ++d) {
           store<T>(acc + d * pitch + lane, load(acc + d * pitch + lane) * factor);
         }
         if (p.rel_v.data) value_band.rescale(lane, factor);
       }
+      const Vec<T> pivot = load(softmax.pivot + lane);
       Vec<T> sum = load(softmax.sum + lane);
       for (int s = 0; s < n_slabs; ++s) {
         const Slab& slab = slabs[s];
         if (lane < slab.lane || lane >= slab.lane + slab.lanes) continue;
-        sum += slab_weights(logits + slab.key * pitch + lane, load(softmax.pivot + lane), slab.keys,
-                            weights + slab.key / kNumbers<E> * pitch + lane);
+        sum += slab_weights(logits + slab.key * pitch + lane, set1(scale), pivot, slab.keys,
+                            weights + slab.key / kNumbers<E> * pitch + lane, kWeightPlane,
+                            p.rel_v.data != nullptr);
       }
       store<T>(softmax.sum + lane, sum);
     }
-    const Rows<E> v = pair_rows(gather_rows<E>(tile, p.v, p.v_dim, start, n, seen_by, values),
-                                p.v_dim, n, value_pairs);
+    const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
     for (int s = 0; s < n_slabs; ++s) {
-      const Slab& slab = slabs[s];
-      const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
-      gemm<Left::kColumns>(p.v_dim, slab.lanes, depth, v.data + key * v.stride, v.stride,
-                           weights + key * pitch + slab.lane, pitch, acc + slab.lane, pitch, true);
+      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);
     }
     if (p.rel_v.data) {
       zero_outside(tile.lanes, n, slabs, n_slabs, logits);

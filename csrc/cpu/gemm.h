@@ -6,6 +6,16 @@
 
 enum class Left { kRows, kColumns };
 
+// One side of a product: its rows lie `stride` apart; elements in several parts (Split) have these
+// `plane` apart.
+template <typename E>
+struct Matrix {
+  const E* data;
+  int64_t stride, plane = 0;
+
+  Matrix from(int64_t offset) const { return {data + offset, stride, plane}; }
+};
+
 // Register tile: kTileVecs vectors wide at most; tile_rows(n) rows of n vectors use most registers.
 constexpr int kTileVecs = kVecRegisters == 32 ? 4 : 2;
 constexpr int tile_rows(int vecs) {
@@ -78,22 +88,22 @@ inline void gemm_panel(int64_t rows, int64_t depth, const E* a, int64_t a_stride
 // c[rows, cols] (+)= a[rows, depth] b[depth, cols]; cols is a multiple of kLanes; strides in
 // elements.
 template <Left kLeft, typename E>
-inline void gemm(int64_t rows, int64_t cols, int64_t depth, const E* a, int64_t a_stride,
-                 const E* b, int64_t b_stride, Sum<E>* c, int64_t c_stride, bool accumulate) {
+inline void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<E> a, Matrix<E> b, Sum<E>* c,
+                 int64_t c_stride, bool accumulate) {
   constexpr int w = kLanes<Sum<E>>;
-  while (cols > 0) {
-    int vecs = int(at_most(cols / w, kTileVecs));
+  for (int64_t n = 0; n < cols;) {
+    int vecs = int(at_most((cols - n) / w, kTileVecs));
+    if (kTileVecs == 4 && (cols - n) / w == 5) vecs = 3;  // 3 + 2 keeps more registers busy
+    const auto panel = [&](auto width) {
+      gemm_panel<count_of(width), kLeft>(rows, depth, a.data, a.stride, b.data + n, b.stride, c + n,
+                                         c_stride, accumulate);
+    };
     if constexpr (kTileVecs == 4) {
-      if (cols / w == 5) vecs = 3;  // 3 + 2 keeps more registers busy than 4 + 1
-      if (vecs == 4)
-        gemm_panel<4, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-      if (vecs == 3)
-        gemm_panel<3, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
+      if (vecs == 4) panel(Ints<4>{});
+      if (vecs == 3) panel(Ints<3>{});
     }
-    if (vecs == 2)
-      gemm_panel<2, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    if (vecs == 1)
-      gemm_panel<1, kLeft>(rows, depth, a, a_stride, b, b_stride, c, c_stride, accumulate);
-    cols -= vecs * w, b += vecs * w, c += vecs * w;
+    if (vecs == 2) panel(Ints<2>{});
+    if (vecs == 1) panel(Ints<1>{});
+    n += vecs * w;
   }
 }

@@ -7,11 +7,13 @@
 namespace attn_kernels {
 
 // One kind of work: `tasks` calls of `run`, in any order, each with `scratch` bytes (64-byte
-// aligned).
+// aligned). A task may find there what an earlier one of the same call has left; `start` comes
+// before the first.
 template <typename Params>
 struct Work {
   int64_t (*tasks)(const Params&);
   int64_t (*scratch)(const Params&);
+  void (*start)(const Params&, void* scratch);
   void (*run)(const Params&, int64_t task, void* scratch);
 };
 
@@ -36,6 +38,7 @@ struct InstructionSet {
   const Kernels* for_float;
   const Kernels* for_double;
   const Kernels* for_bfloat16;  // or null; needs even head dims, keys and values in bfloat16
+  const Kernels* for_float16;   // or null; needs keys and values in float16
 };
 
 // The set in use, or null with `isa_error` set. The first call takes ATTN_KERNELS_ISA or the best.

@@ -35,8 +35,8 @@ inline void mask_pattern_slab(const Slab& slab, const uint64_t* seen_by, T value
 
 // Rows that nobody in the tile sees are zero: what they hold must not reach a product.
 template <typename E, typename T>
-inline Rows<E> gather_pattern_rows(const Tile<T>& tile, Rows<E> head, int64_t dim, int64_t start,
-                                   int n, const uint64_t* seen_by, E* buffer) {
+inline Matrix<E> gather_pattern_rows(const Tile<T>& tile, Matrix<E> head, int64_t dim,
+                                     int64_t start, int n, const uint64_t* seen_by, E* buffer) {
   uint64_t all_seen = 1;
   for (int i = 0; i < n; ++i) all_seen &= seen_by[i] != 0;
   Span run = key_run(tile.geometry, tile.queries, start);

@@ -15,9 +15,8 @@ constexpr int64_t kFewRows = 64;        // up to this many rows of a key head
 
 // Sets few_queries and splits. `tile` is the number of queries in a tile.
 inline void plan_forward(ForwardParams& p, int64_t tile) {
-  const GeometryKind kind = p.geometry.kind;
-  const bool in_spans = kind != GeometryKind::kLocal2d && kind != GeometryKind::kPattern;
-  p.few_queries = in_spans && p.q_len <= kFewQueries && p.q_len * (p.heads / p.k_heads) <= kFewRows;
+  p.few_queries = keys_in_sequence(p.geometry) && p.q_len <= kFewQueries &&
+                  p.q_len * (p.heads / p.k_heads) <= kFewRows;
   const int64_t units =
       p.batch * (p.few_queries ? p.k_heads : p.heads * tile_count(p.geometry, p.q_len, tile));
   p.splits = 1;

@@ -57,11 +57,11 @@ ATTN_INLINE char* row_of(const View& view, DType dtype, int64_t batch, int64_t h
 // copy() without a call: rows are short.
 template <typename E>
 ATTN_INLINE void copy_row(const E* from, int64_t n, E* to) {
-  constexpr int w = kLanes<Sum<E>>;
+  typedef uint8_t Bytes __attribute__((vector_size(kVecBytes), aligned(1), may_alias));
+  constexpr int w = kVecBytes / int(sizeof(E));
   int64_t i = 0;
   for (; i + w <= n; i += w) {
-    const auto x = load_operand(from + i);
-    __builtin_memcpy(to + i, &x, sizeof(x));
+    *reinterpret_cast<Bytes*>(to + i) = *reinterpret_cast<const Bytes*>(from + i);
   }
   for (; i < n; ++i) to[i] = from[i];
 }
@@ -108,6 +108,10 @@ struct CountTo<0, I...> {
 };
 template <int n>
 using Count = typename CountTo<n>::Type;
+template <int n>
+constexpr int count_of(Ints<n>) {
+  return n;
+}
 
 // The halves of a and b interleaved: a0 b0 a1 b1 ...
 template <typename T, int... I>

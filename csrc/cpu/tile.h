@@ -4,12 +4,6 @@
 // Softmax then needs no horizontal reduction, keys and values are broadcast from where they lie,
 // and queries are the only thing packed.
 
-template <typename T>
-constexpr int kTileQueries =
-    256 / int(sizeof(T));       // lanes of a tile: also the row pitch of its matrices
-constexpr int kStepKeys = 128;  // keys a tile takes up at a time
-constexpr int kSlabKeys = 16;   // granularity at which masked steps are cut
-
 // Hands out pieces of one block of scratch memory; over null it only counts.
 struct Arena {
   char* base;
@@ -23,11 +17,6 @@ struct Arena {
   }
 };
 
-template <typename T>
-ATTN_INLINE int64_t padded(int64_t n) {
-  return ceil_div(n, kLanes<T>) * kLanes<T>;
-}
-
 // Some keys of a step and the lanes that see any of them. masked: not every lane sees every key.
 struct Slab {
   int key, keys, lane, lanes;
@@ -38,7 +27,7 @@ template <typename T>
 struct Tile {
   Geometry geometry;
   QueryTile queries;
-  int64_t batch, head, k_head, index;
+  int64_t batch, head, k_head, k_heads, k_len, index;
   int lanes;  // queries rounded up to whole vectors; lanes behind the last query repeat its span
   typename VecTraits<T>::Bits first[kTileQueries<T>], stop[kTileQueries<T>];
 };
@@ -52,7 +41,7 @@ inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, 
   tile.geometry = p.geometry;
   tile.queries = query_tile(p.geometry, index, kTileQueries<T>, p.q_len, k_len, offset);
   tile.batch = batch, tile.head = head, tile.k_head = head / (p.heads / p.k_heads),
-  tile.index = index;
+  tile.k_heads = p.k_heads, tile.k_len = k_len, tile.index = index;
   tile.lanes = int(padded<T>(tile.queries.count));
   for (int i = 0; i < tile.lanes; ++i) {
     const int64_t query = at_most(i, tile.queries.count - 1);
@@ -137,6 +126,24 @@ inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relativ
   return int(at_most(n, run.stop - run.start));
 }
 
+// Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time.
+// Steps end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
+template <typename T, typename Step>
+ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, bool relative,
+                           const Step& step) {
+  const bool in_sequence = keys_in_sequence(tile.geometry);
+  const int64_t before = in_sequence ? tile.queries.k_pos % kStepKeys : 0;
+  const int64_t steps = ceil_div(before + tile.queries.n_keys, kStepKeys);
+  const int64_t end = at_most(steps * (part + 1) / parts * kStepKeys - before, tile.queries.n_keys);
+  int64_t start = at_least(steps * part / parts * kStepKeys - before, 0);
+  while (start < end) {
+    const int64_t whole = in_sequence ? kStepKeys - (before + start) % kStepKeys : kStepKeys;
+    const int n = step_keys(tile, start, at_most(start + whole, end), relative);
+    step(start, n);
+    start += n;
+  }
+}
+
 // From the tile's first query to the step's first key, in one dimension.
 template <typename T>
 inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
@@ -177,23 +184,23 @@ inline void zero_outside(int lanes, int n, const Slab* slabs, int n_slabs, T* ma
   }
 }
 
-template <typename E>
-struct Rows {
-  const E* data;
-  int64_t stride;
-};
+// The rows of keys (or values) of the tile's head.
+template <typename E, typename T>
+inline const E* head_rows(const Tile<T>& tile, const View& view) {
+  const int64_t offset = tile.batch * view.batch + tile.k_head * view.head;
+  return static_cast<const E*>(view.data) + offset / kNumbers<E>;
+}
 
 template <typename E, typename T>
-inline Rows<E> gather_pattern_rows(const Tile<T>& tile, Rows<E> head, int64_t dim, int64_t start,
-                                   int n, const uint64_t* seen_by, E* buffer);
+inline Matrix<E> gather_pattern_rows(const Tile<T>& tile, Matrix<E> head, int64_t dim,
+                                     int64_t start, int n, const uint64_t* seen_by, E* buffer);
 
 // The rows of keys (or values) [start, start + n) in gathered order: in place where they lie
-// together, else copied to `buffer`. Pairs are of neighbours within a row.
+// together, else copied to `buffer`.
 template <typename E, typename T>
-inline Rows<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
-                           const uint64_t* seen_by, E* buffer) {
-  const int64_t offset = tile.batch * view.batch + tile.k_head * view.head;
-  const E* head = static_cast<const E*>(view.data) + offset / kNumbers<E>;
+inline Matrix<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, int64_t start,
+                             int n, const uint64_t* seen_by, E* buffer) {
+  const E* head = head_rows<E>(tile, view);
   const int64_t stride = view.row / kNumbers<E>;
   dim /= kNumbers<E>;
   if (tile.geometry.kind == GeometryKind::kPattern) {
@@ -208,70 +215,6 @@ inline Rows<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim, i
     if (done < n) run = key_run(tile.geometry, tile.queries, start + done);
   }
   return {buffer, dim};
-}
-
-// The same rows as elements of a sum over keys. Numbers are that already.
-template <typename T>
-ATTN_INLINE Rows<T> pair_rows(Rows<T> rows, int64_t, int, T*) {
-  return rows;
-}
-
-// Pairs of neighbouring keys, [ceil(n / 2), dim]; a last key without neighbour is paired with
-// zeros.
-inline Rows<Pair> pair_rows(Rows<Pair> rows, int64_t dim, int n, Pair* buffer) {
-  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
-  typedef uint32_t Words __attribute__((vector_size(kVecBytes)));
-  constexpr int w = kLanes<float>;
-  const auto* from = reinterpret_cast<const uint16_t*>(rows.data);
-  const int64_t stride = 2 * rows.stride;
-  for (int64_t key = 0; key < n; key += 2) {
-    const uint16_t* a = from + key * stride;
-    const uint16_t* b = key + 1 < n ? a + stride : nullptr;
-    Pair* to = buffer + key / 2 * dim;
-    int64_t d = 0;
-    for (; b && d + w <= dim; d += w) {
-      const Words even = __builtin_convertvector(*reinterpret_cast<const Halves*>(a + d), Words);
-      const Words odd = __builtin_convertvector(*reinterpret_cast<const Halves*>(b + d), Words);
-      const Words both = even | odd << 16;
-      __builtin_memcpy(to + d, &both, sizeof(both));
-    }
-    for (; d < dim; ++d) to[d] = {a[d], b ? b[d] : uint16_t(0)};
-  }
-  return {buffer, dim};
-}
-
-// A transposed matrix [rows, lanes] as elements of a sum over its rows. Numbers are that already.
-template <typename T>
-ATTN_INLINE const T* pair_columns(const T* matrix, int64_t, int, T*) {
-  return matrix;
-}
-
-#if defined(ATTN_AVX512_BF16)
-inline const Pair* pair_columns(const float* matrix, int64_t rows, int lanes, Pair* buffer) {
-  constexpr int pitch = kTileQueries<float>, w = kLanes<float>;
-  for (int64_t r = 0; r < rows; r += 2) {
-    for (int lane = 0; lane < lanes; lane += w) {
-      const float* from = matrix + r * pitch + lane;
-      store_pairs(buffer + r / 2 * pitch + lane, load(from), load(from + pitch));
-    }
-  }
-  return buffer;
-}
-
-// Rows [lanes, width] as elements of a sum over lanes, [lanes / 2, width].
-inline const Pair* pair_lanes(const float* rows, int lanes, int64_t width, Pair* buffer) {
-  for (int64_t i = 0; i < lanes; i += 2) {
-    for (int64_t d = 0; d < width; d += kLanes<float>) {
-      const float* from = rows + i * width + d;
-      store_pairs(buffer + i / 2 * width + d, load(from), load(from + width));
-    }
-  }
-  return buffer;
-}
-#endif
-template <typename T>
-ATTN_INLINE const T* pair_lanes(const T* rows, int, int64_t, T*) {
-  return rows;
 }
 
 // The tile's queries (or gradients of its outputs) as rows [lanes, padded dim], zero where there is
@@ -303,4 +246,16 @@ inline void store_queries(const Tile<T>& tile, const T* transposed, int64_t dim,
     store_row(dtype, rows + i * pitch, dim, factor,
               row_of(view, dtype, tile.batch, tile.head, index));
   }
+}
+
+// result[dim, lanes] += rows^T matrix: a product over the keys of a slab. `rows` of the step's keys
+// as pair_keys() gives them, `matrix` [keys, lanes].
+template <typename T, typename E>
+inline void add_over_keys(int64_t dim, const Slab& slab, Matrix<E> rows, Matrix<E> matrix,
+                          T* result) {
+  constexpr int pitch = kTileQueries<T>;
+  const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
+  gemm<kOverKeys<E>>(dim, slab.lanes, depth,
+                     rows.from(kOverKeys<E> == Left::kRows ? key : key * rows.stride),
+                     matrix.from(key * matrix.stride + slab.lane), result + slab.lane, pitch, true);
 }

@@ -201,10 +201,18 @@ ATTN_INLINE Vec<T> exp2(Vec<T> x) {
 
 // --- Elements of matrix products ---
 //
-// An element is what a product multiplies and adds in one step: a number, or a Pair of bfloat16
-// numbers that are neighbours in the summed dimension, where the machine multiplies those.
+// An element is what a product multiplies and adds in one step. A number; or a Pair of bfloat16
+// numbers that are neighbours in the summed dimension, where the machine multiplies those; or a
+// Split pair, each number the sum of two bfloat16 parts of 8 bits: a float16 number exactly, a
+// float to 2^-16.
 
+struct Half {
+  uint16_t bits;
+};
 struct Pair {
+  uint16_t first, second;
+};
+struct Split {
   uint16_t first, second;
 };
 
@@ -212,18 +220,36 @@ template <typename E>
 struct Element {
   using Sum = E;
   using Operand = Vec<E>;
-  static constexpr int kNumbers = 1;
+  using Source = E;  // what keys and values are given in
+  static constexpr int kNumbers = 1, kParts = 1;
 };
 template <>
 struct Element<Pair> {
   using Sum = float;
   using Operand = BitsVec<float>;
-  static constexpr int kNumbers = 2;
+  using Source = Pair;
+  static constexpr int kNumbers = 2, kParts = 1;
+};
+template <>
+struct Element<Split> {
+  using Sum = float;
+  using Operand = BitsVec<float>;
+  using Source = Half;
+  static constexpr int kNumbers = 2, kParts = 2;
+};
+template <>
+struct Element<Half> {
+  using Sum = float;
+  static constexpr int kNumbers = 1, kParts = 1;
 };
 template <typename E>
 using Sum = typename Element<E>::Sum;
 template <typename E>
+using Source = typename Element<E>::Source;
+template <typename E>
 constexpr int kNumbers = Element<E>::kNumbers;
+template <typename E>
+constexpr int kParts = Element<E>::kParts;
 
 template <typename T>
 ATTN_INLINE Vec<T> load_operand(const T* p) {
@@ -249,14 +275,44 @@ ATTN_INLINE Vec<float> fma(BitsVec<float> a, BitsVec<float> b, Vec<float> c) {
   return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }
 // to[i] = (even[i], odd[i]), rounded.
-ATTN_INLINE void store_pairs(Pair* to, Vec<float> even, Vec<float> odd) {
+ATTN_INLINE void store_pairs(Pair* to, int64_t, Vec<float> even, Vec<float> odd) {
   const __m512i lanes = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a,
                                          0x190009, 0x180008, 0x170007, 0x160006, 0x150005, 0x140004,
                                          0x130003, 0x120002, 0x110001, 0x100000);
   _mm512_storeu_si512(to, _mm512_permutexvar_epi16(lanes, (__m512i)_mm512_cvtne2ps_pbh(odd, even)));
 }
 // to[i / 2] holds x[i], rounded.
-ATTN_INLINE void store_neighbours(Pair* to, Vec<float> x) {
+ATTN_INLINE void store_neighbours(Pair* to, int64_t, Vec<float> x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#endif
+
+#if defined(ATTN_AMX)
+// The bits that the next part holds, as a number; they leave x, which is exact. Infinity leaves 0.
+ATTN_INLINE BitsVec<float> take_part(Vec<float>& x) {
+  const BitsVec<float> part = BitsVec<float>(x) & int32_t(0xffff0000);
+  x = _mm512_maskz_sub_ps(_mm512_cmpneq_ps_mask(x, Vec<float>(part)), x, Vec<float>(part));
+  return part;
+}
+// The same for numbers in parts, `plane` elements apart.
+ATTN_INLINE void store_pairs(Split* to, int64_t plane, Vec<float> even, Vec<float> odd) {
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts<Split>; ++part, to += plane) {
+    const BitsVec<float> first = take_part(even), second = take_part(odd);
+    _mm512_storeu_si512(to,
+                        _mm512_or_si512(_mm512_srli_epi32(__m512i(first), 16), __m512i(second)));
+  }
+}
+ATTN_INLINE void store_neighbours(Split* to, int64_t plane, Vec<float> x) {
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts<Split>; ++part, to += plane) {
+    const __m512i high = _mm512_srli_epi32(__m512i(take_part(x)), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(high));
+  }
+}
+// The first n of 16 numbers, zeros behind them.
+ATTN_INLINE Vec<float> load_first(const Half* from, int64_t n) {
+  const __mmask16 given = n >= 16 ? 0xffff : __mmask16((1 << n) - 1);
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(given, from));
 }
 #endif

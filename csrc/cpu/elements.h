@@ -1,0 +1,166 @@
+// Matrices as elements of products: numbers are used as they are, pairs are brought together.
+//
+// A product sums over dims (logits), keys (outputs, gradients of queries) or lanes (gradients of
+// keys and values); its operands need pairs of neighbours in that dimension. What a function has
+// nothing to do for, it returns as it is.
+
+template <typename T>
+constexpr int kTileQueries =
+    256 / int(sizeof(T));       // lanes of a tile: also the row pitch of its matrices
+constexpr int kStepKeys = 128;  // keys a tile takes up at a time
+constexpr int kSlabKeys = 16;   // granularity at which masked steps are cut
+
+// What stands left in a product over keys: rows of keys as they lie, or, for AMX, transposed.
+#if defined(ATTN_AMX)
+template <typename E>
+constexpr Left kOverKeys = kNumbers<E> == 2 ? Left::kRows : Left::kColumns;
+#else
+template <typename E>
+constexpr Left kOverKeys = Left::kColumns;
+#endif
+
+template <typename T>
+ATTN_INLINE int64_t padded(int64_t n) {
+  return ceil_div(n, kLanes<T>) * kLanes<T>;
+}
+
+// Elements of the buffers below: of rows [n, dim] paired along dim; of keys paired; of a transposed
+// matrix [rows, lanes] paired along rows; of rows [lanes, width] paired along lanes.
+template <typename E>
+ATTN_INLINE int64_t row_elements(int64_t n, int64_t dim) {
+  return kParts<E> * n * padded<Sum<E>>(dim) / kNumbers<E>;
+}
+template <typename E>
+ATTN_INLINE int64_t key_elements(int64_t dim) {
+  return kParts<E> * kStepKeys / kNumbers<E> * padded<Sum<E>>(dim);
+}
+
+// How a step's keys or values lie as elements of a sum over dims: in rows; and over keys: in rows
+// of pairs of them, or, with kOverKeys in mind, transposed.
+template <typename E>
+ATTN_INLINE Matrix<E> dim_pairs(const E* data, int64_t dim) {
+  const int64_t stride = padded<Sum<E>>(dim) / kNumbers<E>;
+  return {data, stride, kStepKeys * stride};
+}
+template <typename E>
+ATTN_INLINE Matrix<E> key_pairs(const E* data, int64_t dim) {
+  const int64_t pairs = kStepKeys / 2;
+  if (kOverKeys<E> == Left::kColumns) return {data, dim};
+  return {data, pairs, pairs * padded<Sum<E>>(dim)};
+}
+
+// A transposed matrix [rows, lanes] as elements of a sum over rows.
+template <typename T>
+ATTN_INLINE Matrix<T> pair_columns(const T* matrix, int64_t, int, T*) {
+  return {matrix, kTileQueries<T>};
+}
+
+// Rows [lanes, width] as elements of a sum over lanes.
+template <typename T>
+ATTN_INLINE Matrix<T> pair_lanes(const T* rows, int, int64_t width, T*) {
+  return {rows, width};
+}
+
+#if defined(ATTN_AVX512_BF16)
+template <typename E>
+inline Matrix<E> pair_columns(const float* matrix, int64_t rows, int lanes, E* buffer) {
+  constexpr int pitch = kTileQueries<float>;
+  const int64_t plane = ceil_div(rows, 2) * pitch;
+  for (int64_t r = 0; r < rows; r += 2) {
+    for (int lane = 0; lane < lanes; lane += kLanes<float>) {
+      const float* from = matrix + r * pitch + lane;
+      store_pairs(buffer + r / 2 * pitch + lane, plane, load(from), load(from + pitch));
+    }
+  }
+  return {buffer, pitch, plane};
+}
+
+template <typename E>
+inline Matrix<E> pair_lanes(const float* rows, int lanes, int64_t width, E* buffer) {
+  const int64_t plane = lanes / 2 * width;
+  for (int64_t i = 0; i < lanes; i += 2) {
+    for (int64_t d = 0; d < width; d += kLanes<float>) {
+      const float* from = rows + i * width + d;
+      store_pairs(buffer + i / 2 * width + d, plane, load(from), load(from + width));
+    }
+  }
+  return {buffer, width, plane};
+}
+
+// (a[i], b[i]) of 16 numbers each; `dim` of them exist.
+ATTN_INLINE BitsVec<float> zip_pairs(const uint16_t* a, const uint16_t* b, int64_t dim) {
+  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(kVecBytes)));
+  constexpr int w = kLanes<float>;
+  uint16_t whole[2][w] = {};
+  if (dim < w) {
+    for (int64_t d = 0; d < dim; ++d) whole[0][d] = a[d], whole[1][d] = b ? b[d] : uint16_t(0);
+    a = whole[0], b = whole[1];
+  }
+  const Words even = __builtin_convertvector(*reinterpret_cast<const Halves*>(a), Words);
+  if (b == nullptr) return BitsVec<float>(even);
+  const Words odd = __builtin_convertvector(*reinterpret_cast<const Halves*>(b), Words);
+  return BitsVec<float>(even | odd << 16);
+}
+
+// Keys or values [n, dim] as key_pairs(); a last key without neighbour is paired with zeros.
+inline void pair_keys(Matrix<Pair> rows, int64_t dim, int n, Pair* buffer) {
+  constexpr int w = kLanes<float>, key_pitch = kStepKeys / 2;
+  const auto* from = reinterpret_cast<const uint16_t*>(rows.data);
+  const int64_t stride = 2 * rows.stride;
+  const auto zipped = [&](int64_t key, int64_t d) {
+    const uint16_t* a = from + key * stride + d;
+    return key >= n ? BitsVec<float>{}
+                    : zip_pairs(a, key + 1 < n ? a + stride : nullptr, at_most(dim - d, w));
+  };
+  for (int64_t d = 0; d < dim; d += w) {
+    if constexpr (kOverKeys<Pair> == Left::kRows) {
+      for (int64_t key = 0; key < n; key += 2 * w) {
+        Vec<float> x[w];
+#pragma GCC unroll 16
+        for (int i = 0; i < w; ++i) x[i] = Vec<float>(zipped(key + 2 * i, d));
+        zip_rounds<1, float>(x);
+        Pair* to = buffer + d * key_pitch + key / 2;
+        for (int i = 0; i < at_most(dim - d, w); ++i) {
+          __builtin_memcpy(to + i * key_pitch, &x[i], sizeof(x[i]));
+        }
+      }
+    } else {
+      for (int64_t key = 0; key < n; key += 2) {
+        const BitsVec<float> both = zipped(key, d);
+        __builtin_memcpy(buffer + key / 2 * dim + d, &both, at_most(dim - d, w) * sizeof(Pair));
+      }
+    }
+  }
+}
+#endif
+
+#if defined(ATTN_AMX)
+inline void pair_dims(Matrix<Half> rows, int64_t dim, int n, Split* buffer) {
+  const int64_t stride = padded<float>(dim) / 2, plane = kStepKeys * stride;
+  for (int64_t key = 0; key < n; ++key) {
+    const Half* from = rows.data + key * rows.stride;
+    for (int64_t d = 0; d < dim; d += kLanes<float>) {
+      store_neighbours(buffer + key * stride + d / 2, plane, load_first(from + d, dim - d));
+    }
+  }
+}
+
+inline void pair_keys(Matrix<Half> rows, int64_t dim, int n, Split* buffer) {
+  constexpr int w = kLanes<float>, key_pitch = kStepKeys / 2;
+  const int64_t plane = padded<float>(dim) * key_pitch;
+  for (int64_t key = 0; key < n; key += w) {
+    for (int64_t d = 0; d < dim; d += w) {
+      Vec<float> x[w];
+      const Half* from = rows.data + key * rows.stride + d;
+#pragma GCC unroll 16
+      for (int i = 0; i < w; ++i) {
+        x[i] = key + i < n ? load_first(from + i * rows.stride, dim - d) : Vec<float>{};
+      }
+      zip_rounds<1, float>(x);
+      Split* to = buffer + d * key_pitch + key / 2;
+      for (int i = 0; i < w; ++i) store_neighbours(to + i * key_pitch, plane, x[i]);
+    }
+  }
+}
+#endif

@@ -1,0 +1,78 @@
+// Keys and values as elements of products, made once per step of keys and kept for the next tiles.
+
+enum class Sums { kDims, kKeys };  // what the products with them sum over
+
+// Whether making the elements is work: then they are kept.
+template <Sums kSums, typename E>
+constexpr bool kMade = kSums == Sums::kDims ? kParts<E> > 1 : kNumbers<E> == 2;
+
+template <Sums kSums, typename E>
+struct KeptRows {
+  // Pairs of keys as they lie are made as fast as they are read again.
+  static constexpr bool kKeeps = kSums == Sums::kDims || kOverKeys<E> == Left::kRows;
+  static constexpr int64_t kMostBytes = 16 << 20;
+
+  Source<E>* gathered;  // a step's rows, where they do not lie together
+  E* steps;             // one after the other; the last one is for what is not kept
+  int64_t* made;        // [0]: the head they belong to; then for each step whether it is made
+  int64_t n_kept;
+
+  static int64_t step_size(int64_t dim) {
+    return kSums == Sums::kDims ? row_elements<E>(kStepKeys, dim) : key_elements<E>(dim);
+  }
+
+  void layout(Arena& arena, const AttentionParams& p, int64_t dim) {
+    gathered = arena.take<Source<E>>(row_elements<Source<E>>(kStepKeys, dim));
+    n_kept = 0;
+    if (!kMade<kSums, E>) return;
+    if (kKeeps && keys_in_sequence(p.geometry)) n_kept = ceil_div(p.k_len, kStepKeys);
+    if (n_kept * step_size(dim) * int64_t(sizeof(E)) > kMostBytes) n_kept = 0;
+    made = arena.take<int64_t>(1 + n_kept);
+    steps = arena.take<E>((n_kept + 1) * step_size(dim));
+  }
+
+  void forget() {
+    if (n_kept > 0) made[0] = -1;
+  }
+
+  // The rows [start, start + n) of the tile's keys.
+  template <typename T>
+  Matrix<E> get(const Tile<T>& tile, const View& view, int64_t dim, int64_t start, int n,
+                const uint64_t* seen_by) {
+    if constexpr (!kMade<kSums, E>) {
+      return gather_rows(tile, view, dim, start, n, seen_by, gathered);
+    } else {
+      const int64_t position = tile.queries.k_pos + start, step = position / kStepKeys;
+      const int64_t whole = at_most(tile.k_len - step * kStepKeys, kStepKeys);
+      // A last key without neighbour is paired with zeros, and not with a key that nobody sees.
+      if (n_kept == 0 || position % kStepKeys != 0 || (n % 2 == 1 && n < whole)) {
+        return make(gather_rows(tile, view, dim, start, n, seen_by, gathered), dim, n,
+                    steps + n_kept * step_size(dim));
+      }
+      const int64_t head = tile.batch * tile.k_heads + tile.k_head;
+      if (made[0] != head) {
+        made[0] = head;
+        fill<int64_t>(made + 1, n_kept, 0);
+      }
+      E* const at = steps + step * step_size(dim);
+      if (made[1 + step]) return arranged(at, dim);
+      made[1 + step] = 1;
+      const auto* const rows = head_rows<Source<E>>(tile, view);
+      const int64_t stride = view.row / kNumbers<Source<E>>;
+      return make({rows + step * kStepKeys * stride, stride}, dim, int(whole), at);
+    }
+  }
+
+ private:
+  static Matrix<E> arranged(const E* at, int64_t dim) {
+    return kSums == Sums::kDims ? dim_pairs(at, dim) : key_pairs(at, dim);
+  }
+  static Matrix<E> make(Matrix<Source<E>> rows, int64_t dim, int n, E* at) {
+    if constexpr (kSums == Sums::kDims) {
+      pair_dims(rows, dim, n, at);
+    } else {
+      pair_keys(rows, dim, n, at);
+    }
+    return arranged(at, dim);
+  }
+};

@@ -1,0 +1,339 @@
+"""The benchmark suite: what it records, refuses, compares and prints. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from attn_kernels import backends
+from benchmarks import __main__ as program
+from benchmarks import machine, options, plots, readme, report, summary, sweeps
+from benchmarks.cases import CASES
+from benchmarks.common import WrongValues, check_against_float64
+from benchmarks.compare import comparison
+from benchmarks.memory import MemoryMeter
+from benchmarks.peers import visible_mask
+from benchmarks.results import OURS, Entry, Recording, Result, UnknownFormat, load, save
+
+needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason="measures the CPU kernels")
+ROOT = Path(__file__).parents[1]
+
+
+def result(seconds: float = 0.01, **changes) -> Result:
+    """A made-up result: three rounds of ours, and a peer that takes twice as long."""
+    rounds = [seconds * x for x in (0.99, 1.0, 1.01)]
+    made = Result(
+        op="causal",
+        title="causal attention",
+        shape="[1,1,8,4]",
+        sizes={name: [1, 1, 8, 4] for name in "qkv"},
+        source="a test",
+        dtype="float32",
+        direction="forward",
+        threads=1,
+        visible_pairs=36,
+        flops=576.0,
+        input_bytes=384,
+        result_bytes=128,
+        reads_only=False,
+        peers=["sdpa"],
+        entries={
+            OURS: Entry(rounds, extra_bytes=1000),
+            "sdpa": Entry([2 * x for x in rounds], extra_bytes=2000),
+        },
+        limits=[1e6, 1e6],
+    )
+    return replace(made, **changes)
+
+
+def recording(*results: Result, date: str = "2026-01-02T03:04:05+00:00") -> Recording:
+    """A recording of a made-up machine."""
+    environment = {"device": "A CPU", "date": date, "torch": "2.13.0", "commit": "abc"}
+    return Recording(environment, list(results), Path("a-cpu.json"))
+
+
+def sweep(power: float, memory: float, slow_at: int = 0) -> list[Result]:
+    """A sweep along length whose time and memory follow powers of it.
+
+    Where it is `slow_at` the machine does half: the time doubles, and so does not the peak.
+    """
+    rows = []
+    for length in (512, 1024, 2048, 4096):
+        share = 2 if length == slow_at else 1
+        total = round(100 * length**memory)
+        entry = Entry([share * 1e-9 * length**power] * 3, extra_bytes=total)
+        made = result(entries={OURS: entry}, limits=[1e9 / share], input_bytes=0, result_bytes=0)
+        rows.append(replace(made, axis="length", value=length))
+    return rows
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_cases_count_visible_pairs_and_name_their_source(case):
+    """Pairs as counted by the geometry equal those of the dense mask."""
+    shape = case.small
+    pairs = shape.batch * shape.heads * int(visible_mask(shape).sum())
+    assert shape.visible_pairs() == pairs
+    assert shape.flops(backward=False) == 4 * shape.dim * pairs
+    assert shape.flops(backward=True) == 3.5 * 4 * shape.dim * pairs
+    assert all(shape.source for shape in case.shapes)
+    assert set(case.quick) <= set(case.shapes)
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    written = recording(result(), *sweep(2, 1))
+    save(written, tmp_path / "a.json")
+    assert load(tmp_path / "a.json").results == written.results
+
+
+def test_older_files_are_read(tmp_path):
+    """Format 1, as it was recorded, knew neither titles nor who is a peer."""
+    later = ("title", "reads_only", "peers", "result_bytes", "axis", "value", "entries")
+    row = {name: value for name, value in asdict(result()).items() if name not in later}
+    seconds = {OURS: 0.01, "sdpa": 0.02, "our causal": 0.001}
+    rest = {"skipped": "", "errors": None, "extra_bytes": None}
+    entries = {name: {"seconds": [each], **rest} for name, each in seconds.items()}
+    data = {
+        "format": 1,
+        "environment": {},
+        "results": [{**row, "best_peer": "sdpa", "speedup": 2.0, "entries": entries}],
+    }
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    (found,) = load(tmp_path / "old.json").results
+    assert (found.peers, found.speedup, found.result_bytes) == (["sdpa"], 2, 128)
+
+
+def test_gpu_files_are_read(tmp_path):
+    """benchmarks.gpu writes no format; its backward is backward alone."""
+    ours = {"milliseconds": 2.0, "tflops": 300.0, "gigabytes_per_second": None, "skipped": ""}
+    ours |= {"peak_bytes": 5, "error": [0.0, 0.0]}
+    row = {"group": "causal", "work": "2k", "shape": [1, 2, 2, 2048, 2048], "dim": 64}
+    row |= {"backward": True, "providers": {OURS: ours, "cudnn": ours | {"milliseconds": 3.0}}}
+    late = {"work": "4k", "skipped": "out of time"}
+    data = {"environment": {"device": "H200"}, "checks": [], "results": [row, late]}
+    (tmp_path / "gpu.json").write_text(json.dumps(data))
+    (found,) = load(tmp_path / "gpu.json").results
+    assert (found.direction, found.threads, found.best_peer) == ("backward alone", 0, "cudnn")
+    assert found.speedup == 1.5
+    assert found.rate == pytest.approx(300e12)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 99, "environment": {}, "results": []}', "has format 99; this version reads"),
+        ('{"environment": {}, "results": []}', "has format None"),
+        ("[]", "is not a recording"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, text, message):
+    (tmp_path / "odd.json").write_text(text)
+    with pytest.raises(UnknownFormat, match=message) as caught:
+        load(tmp_path / "odd.json")
+    assert "odd.json" in str(caught.value)
+
+
+def test_compare_names_what_changed_beyond_noise():
+    """10 % is a change where rounds differ by 1 %; 1 % is none; the peers tell of the machine."""
+    before = recording(result(), result(shape="b"), result(shape="gone"))
+    after = recording(result(0.011), result(0.0101, shape="b"))
+    text = comparison(before, after)
+    assert "[1,1,8,4] float32 forward 1 thread: 10.0 ms -> 11.0 ms, 1.10x slower" in text
+    assert "peers +10%" in text
+    assert "1 of 2 changed beyond noise; only in the first: 1, only in the second: 0" in text
+    exact = [recording(result(entries={OURS: Entry([x] * 3)})) for x in (0.01, 0.0102)]
+    assert "0 of 1 changed" in comparison(*exact)
+    noisy = result(0.011)
+    noisy.entries[OURS].seconds = [0.009, 0.011, 0.013]
+    assert "0 of 1 changed" in comparison(recording(result()), recording(noisy))
+
+
+def test_exponents_are_fitted():
+    """Also where other work halved the machine's peak for one of the points."""
+    (time, memory) = sweeps.fits(sweep(2, 1))[OURS]
+    assert time == pytest.approx(2)
+    assert memory == pytest.approx(1, abs=0.01)
+    (time, _) = sweeps.fits(sweep(1, 1, slow_at=4096))[OURS]
+    assert time == pytest.approx(1)
+    assert sweeps.exponent([(512, 1.0)]) is None
+    assert "length^2.00" in sweeps.fit_text(sweep(2, 1))
+
+
+def test_a_table_says_why_a_peer_is_missing():
+    found = result()
+    found.entries["flex"] = Entry(skipped="has no backward on the CPU")
+    text = report.as_text(report.table([found, result(shape="b")]))
+    assert "(1) has no backward on the CPU" in text
+    assert "2.00x sdpa" in text
+    assert "geometric mean 2.00x" in text
+
+
+def test_the_newest_result_of_a_kind_counts():
+    """README merges the files of one machine."""
+    old = recording(result(), result(shape="only in the older"))
+    new = recording(result(0.001), date="2026-02-01T00:00:00+00:00")
+    found = summary.merged([old, new])
+    assert sorted(r.shape for r in found.results) == ["[1,1,8,4]", "only in the older"]
+    assert min(r.entries[OURS].median for r in found.results) == 0.001
+    assert len(found.environment["files"]) == 2
+    everything_replaced = summary.merged([recording(result()), new])
+    assert len(everything_replaced.environment["files"]) == 1
+
+
+def test_readme_is_found_out_of_date(tmp_path, monkeypatch):
+    """A result that is added, and a picture that shows other data, are noticed."""
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "README.md"
+    page.write_text(
+        "".join(f"<!-- {n}: begin -->\n<!-- {n}: end -->\n" for n in ("support", "results"))
+    )
+    folder = tmp_path / "results"
+    for name, value in {
+        "README": page,
+        "FULL_TABLES": tmp_path / "docs" / "results.md",
+        "PICTURES": tmp_path / "pictures",
+    }.items():
+        monkeypatch.setattr(readme, name, value)
+    monkeypatch.setattr(readme.support, "table", lambda: "| a |\n")
+    monkeypatch.setattr(readme, "DRAWINGS", {})
+    loaded = readme.recordings
+    monkeypatch.setattr(readme, "recordings", lambda: loaded(folder))
+    save(recording(result()), folder / "a.json")
+    assert page in readme.out_of_date()
+    readme.write()
+    assert readme.out_of_date() == []
+    save(recording(result(shape="more"), date="2026-02-01T00:00:00+00:00"), folder / "b.json")
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert set(readme.out_of_date()) == {readme.FULL_TABLES, page, picture}
+
+
+def test_the_report_is_one_file(tmp_path):
+    """Plots are inside, nothing is loaded from elsewhere, and PNGs are written beside it."""
+    pytest.importorskip("matplotlib")
+    peaks = {"threads": 1, "fma_flops": 1e9, "fma_bits": 512, "bf16_flops": 0, "read_bytes": 1e9}
+    found = recording(result(), *sweep(2, 1))
+    found.environment["peaks"] = {"1": peaks | {"copy_bytes": 1e9}}
+    program.write_report(found, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "causal attention, length 512 to 4096, float32, forward, 1 thread" in page
+    assert 'src="' not in page
+    assert "<link" not in page
+    pngs = {path.name for path in tmp_path.glob("*.png")}
+    assert pngs == {
+        "ratio-causal.png",
+        "roofline-1.png",
+        "scaling-causal-length-float32-forward-1.png",
+    }
+
+
+def test_missing_matplotlib_is_said_before_measuring(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(plots.NoMatplotlib, match="pip install matplotlib"):
+        plots.require()
+    with pytest.raises(SystemExit, match="--out: plots need matplotlib"):
+        program.main(["--out", str(tmp_path), "--op", "overhead"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--op", "casual"], "--op must be of causal, .*, got casual"),
+        (["--dtype", "int8"], "--dtype must be of float32, .*, got int8"),
+        (["--peers", "nobody"], "--peers must be of .*, got nobody"),
+        (["--sweep", "depth"], "--sweep must be of length, heads, window, threads, got depth"),
+        (["--threads", "two"], "--threads must be numbers"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--device", "cuda", "--dtype", "float16"], "--dtype does not go with --device cuda"),
+        (["--compare", "a.json", "b.json"], "No such file"),
+    ],
+)
+def test_the_command_line_is_checked(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        program.main(arguments)
+
+
+@pytest.fixture
+def quick_run(monkeypatch, thread_count):
+    """No peaks, and no process of its own for memory."""
+    monkeypatch.setattr(machine, "library", lambda: None)
+    machine.measure.cache_clear()
+    machine.limit_gauge.cache_clear()
+    monkeypatch.setattr(MemoryMeter, "__call__", lambda *_: 4096)
+    yield ["--op", "overhead", "--budget", "0.01", "--rounds", "3", "--threads", "1"]
+    machine.measure.cache_clear()
+    machine.limit_gauge.cache_clear()
+
+
+@needs_cpu
+def test_a_run_prints_and_records(quick_run, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    assert program.main([*quick_run, "--peers", "sdpa", "--save", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert "overhead of a call, float32, forward + backward, 1 thread" in printed.out
+    assert "[2/2 " in printed.err
+    found = load(path).results
+    assert [(r.op, r.direction, list(r.entries)) for r in found] == [
+        ("overhead", direction, [OURS, "sdpa"]) for direction in ("forward", "backward")
+    ]
+    assert all(len(r.entries[OURS].seconds) >= 3 for r in found)
+    assert program.main(["--report", str(path)]) == 0
+    assert "overhead of a call, float32, forward, 1 thread" in capsys.readouterr().out
+
+
+@needs_cpu
+def test_wrong_values_are_not_timed(quick_run, monkeypatch, capsys):
+    """A kernel that is wrong has no speed, and the run fails."""
+    case = CASES["overhead"]
+    wrong = replace(case, ours=lambda shape, dtype: lambda x: case.ours(shape, dtype)(x) + 0.01)
+    monkeypatch.setitem(CASES, "overhead", wrong)
+    monkeypatch.setattr(program, "check_against_float64", lambda *_: None)
+    assert program.main([*quick_run, "--direction", "forward"]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG VALUES: overhead [1,1,1,64]" in printed
+    assert "GFLOP/s" not in printed
+
+
+@needs_cpu
+def test_wrong_values_are_found_by_the_float64_reference(monkeypatch):
+    case = CASES["overhead"]
+
+    def nearly(shape, dtype):
+        return lambda x: case.ours(shape, dtype)(x) * (1 if dtype == torch.float64 else 1.001)
+
+    with pytest.raises(WrongValues, match="against the float64 reference"):
+        check_against_float64(replace(case, ours=nearly), torch.float32, False)
+
+
+@needs_cpu
+def test_pytest_benchmark_runs_the_same_cases():
+    """What `pytest benchmarks` collects, with a stand-in for pytest-benchmark's fixture."""
+    pytest.importorskip("pytest_benchmark")
+    from benchmarks.test_benchmarks import WORK, test_speed
+
+    work = [x for x in WORK if (x[0], x[2]) == ("overhead", "forward")]
+    assert [name for *_, name in work] == [OURS, "sdpa", "eager"]
+    for one in work:
+        ran = []
+        benchmark = Mock(side_effect=lambda step, ran=ran: ran.append(step()), extra_info={})
+        test_speed(benchmark, *one)
+        assert len(ran) == 1
+        assert benchmark.extra_info["source"]
+    assert {case for case, *_ in WORK} == set(CASES)
+    assert 'testpaths = ["tests"]' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_every_sweep_is_of_a_case():
+    """Peers are known, sizes grow, and each axis is there."""
+    for one in sweeps.SWEEPS:
+        assert set(one.peers) <= set(CASES[one.op].peers)
+        values = [value for value, _ in one.points]
+        assert values == sorted(set(values))
+    assert {one.axis for one in sweeps.SWEEPS} == set(sweeps.AXES)
+    assert options.parse(["--sweep", "all"]).sweep == list(sweeps.AXES)
