@@ -34,7 +34,6 @@ SIDE = {"digits": digits.SIDE, "emoji": 32}
 PRESET = {"digits": "digits", "emoji": "small"}
 STATED = {"error": 0.045, "nats": 1.5, "judged": 0.7}  # of digits; emoji: better than trivial
 BATCH = 64
-KL_WEIGHT = {"digits": 0.14, "emoji": 1.65}  # per code as the paper's 6.6 on its larger pictures
 COLDEST = 1 / 16  # temperature of the relaxation at the end
 CANDIDATES, SHOWN = 32, 12  # drawings for a text, and how many of them are shown
 
@@ -69,8 +68,8 @@ def texts_of(words: Words, captions: list[str]) -> Tensor:
 
 def train_vae(options: Options, kind: str, train: Captioned, validation: Captioned) -> Training:
     """Stage 1."""
-    config = DiscreteVaeConfig.preset(PRESET[kind], kl_weight=KL_WEIGHT[kind])
-    model, device = DiscreteVae(config), options.device
+    config = DiscreteVaeConfig.preset(PRESET[kind])
+    model, device = DiscreteVae(config, options.backend), options.device
 
     def temperature(step: int) -> float:
         return max(COLDEST, math.exp(math.log(COLDEST) * step / (0.8 * options.steps)))
