@@ -63,7 +63,7 @@ def run(arguments: list[str] | None = None) -> None:
         rest,
         target="fr",
         steps=900,
-        stated=8,
+        stated=10,
         learning_rate=3e-3,
         look=save_alignments,
     )
