@@ -7,6 +7,7 @@ interruption leaves the old one or the new one, never half of either.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -101,6 +102,17 @@ def save(
     save_file = package("safetensors.torch", "safetensors").save_file
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: save_file(tensors, part, header))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of these examples in a folder; other safetensors files are none."""
+    library = package("safetensors", "safetensors")
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(library.SafetensorError), library.safe_open(path, "pt") as file:
+            if HEADER in (file.metadata() or {}):
+                found.append(path)
+    return found
 
 
 def load(path: Path) -> Checkpoint:

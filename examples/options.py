@@ -10,6 +10,7 @@ import torch
 
 from attn_kernels import backends
 
+from .checkpoint import checkpoints
 from .data.source import need
 
 USED = {"safetensors": "safetensors", "matplotlib": "matplotlib", "PIL": "Pillow"}  # by all of them
@@ -70,7 +71,7 @@ def common(found: argparse.Namespace) -> Options:
 def prepare_folder(options: Options) -> None:
     """Make the folder; training never overwrites a checkpoint that nobody spoke of."""
     options.out.mkdir(parents=True, exist_ok=True)
-    found = sorted(options.out.glob("*.safetensors"))
+    found = checkpoints(options.out)
     if options.restart:
         for path in found:
             path.unlink()

@@ -125,8 +125,12 @@ def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
     tiny_training(run_options(tmp_path)).run()
     with pytest.raises(ValueError, match=r"tiny.safetensors is there: --resume goes on from it"):
         run_options(tmp_path)
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.ones(1)}, other)
     run_options(tmp_path, "--restart")
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert list(tmp_path.glob("*.safetensors")) == [other]
     with pytest.raises(ValueError, match="--resume: there is no checkpoint in"):
         run_options(tmp_path, "--resume")
 

@@ -61,7 +61,7 @@ def catalogue(folder: Path, language: str) -> dict[str, str]:
 
 def languages(folder: Path) -> list[str]:
     """The languages that Django itself is translated to."""
-    return sorted(path.name for path in (folder / "conf" / "locale").iterdir() if path.is_dir())
+    return sorted(path.parent.name for path in (folder / "conf" / "locale").glob("*/LC_MESSAGES"))
 
 
 def load(source: str = "en", target: str = "de") -> tuple[Pairs, Pairs]:
