@@ -12,11 +12,11 @@ from torch import Tensor
 from . import digits
 from .emoji import Captioned
 
-RELATIONS = {  # corner (row, col) of the first digit and of the second, in digits
+# Corner (row, col) of the first digit and of the second, in digits. There is no "below", so that a
+# picture has one caption.
+RELATIONS = {
     "above": ((0.0, 0.5), (1.0, 0.5)),
-    "below": ((1.0, 0.5), (0.0, 0.5)),
     "left of": ((0.5, 0.0), (0.5, 1.0)),
-    "right of": ((0.5, 1.0), (0.5, 0.0)),
 }
 CANVAS = 2 * digits.SIDE
 
