@@ -6,17 +6,18 @@ not trained on. translations.tsv has them all.
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from attn_kernels.models import RnnSeq2Seq, RnnSeq2SeqConfig
 
-from .options import Options
 from .quality import main
 from .translation import train_translator
 
 
-def make(vocab: int, options: Options) -> RnnSeq2Seq:
+def make(vocab: int, given: Namespace) -> RnnSeq2Seq:
     """One layer of 192 cells."""
     config = RnnSeq2SeqConfig(vocab, vocab, embed_dim=96, hidden_dim=192, layers=1)
-    return RnnSeq2Seq(config, backend=options.backend)
+    return RnnSeq2Seq(config, backend=given.backend)
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ translations.tsv has all translations.
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 import torch
 
@@ -24,18 +24,28 @@ SHOWN = 3  # sentences whose alignment is drawn
 PIECES = range(4, 16)  # how long they are
 
 
-def make_bahdanau(vocab: int, options: Options) -> BahdanauSeq2Seq:
+def make_bahdanau(vocab: int, given: Namespace) -> BahdanauSeq2Seq:
     """128 cells."""
     config = BahdanauConfig(
         vocab, vocab, embed_dim=96, hidden_dim=128, align_dim=96, maxout_dim=96, dropout=0.2
     )
-    return BahdanauSeq2Seq(config, backend=options.backend)
+    return BahdanauSeq2Seq(config, backend=given.backend)
 
 
-def make_luong(vocab: int, options: Options) -> LuongSeq2Seq:
+def make_luong(vocab: int, given: Namespace) -> LuongSeq2Seq:
     """One layer of 192 cells."""
     config = LuongConfig(vocab, vocab, embed_dim=96, hidden_dim=192, layers=1)
-    return LuongSeq2Seq(config, backend=options.backend)
+    return LuongSeq2Seq(config, backend=given.backend)
+
+
+def make(vocab: int, given: Namespace) -> AttentionSeq2Seq:
+    """The one that was asked for."""
+    return (make_luong if given.luong else make_bahdanau)(vocab, given)
+
+
+def add_luong(parser: ArgumentParser) -> None:
+    """The option of this example."""
+    parser.add_argument("--luong", action="store_true", help="Luong's general score")
 
 
 def save_alignments(model: AttentionSeq2Seq, corpus: Corpus, options: Options) -> None:
@@ -53,19 +63,17 @@ def save_alignments(model: AttentionSeq2Seq, corpus: Corpus, options: Options) -
 
 def run(arguments: list[str] | None = None) -> None:
     """Train, translate, draw and report."""
-    chooser = argparse.ArgumentParser(add_help=False)
-    chooser.add_argument("--luong", action="store_true")
-    chosen, rest = chooser.parse_known_args(arguments)
     train_translator(
         "seq2seq_attention",
         __doc__,
-        make_luong if chosen.luong else make_bahdanau,
-        rest,
+        make,
+        arguments,
         target="fr",
         steps=900,
         stated=10,
         learning_rate=3e-3,
         look=save_alignments,
+        extend=add_luong,
     )
 
 

@@ -6,19 +6,20 @@ translations.tsv has them all.
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from attn_kernels.models import Transformer, TransformerConfig
 
-from .options import Options
 from .quality import main
 from .translation import train_translator
 
 
-def make(vocab: int, options: Options) -> Transformer:
+def make(vocab: int, given: Namespace) -> Transformer:
     """A small one, normalised first: it needs no long warm-up."""
     config = TransformerConfig.preset(
         "small", vocab=vocab, dim=64, hidden=256, layers=2, dropout=0.2, norm="pre"
     )
-    return Transformer(config, backend=options.backend)
+    return Transformer(config, backend=given.backend)
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -149,7 +150,7 @@ def print_samples(corpus: Corpus, found: list[str], options: Options, count: int
 def train_translator(
     name: str,
     description: str,
-    make: Callable[[int, Options], nn.Module],
+    make: Callable[[int, Namespace], nn.Module],
     arguments: list[str] | None,
     *,
     target: str,
@@ -157,22 +158,26 @@ def train_translator(
     stated: float,
     learning_rate: float,
     look: Callable[[nn.Module, Corpus, Options], Any] | None = None,
+    extend: Callable[[ArgumentParser], Any] | None = None,
 ) -> None:
     """The whole example for a model with `loss(source, target)` and `translate(source)`.
 
     Args:
-        make: the model for a vocabulary of this size.
+        make: the model for a vocabulary of this size and the parsed command line.
         target: the language that is translated to by default.
         stated: the BLEU that is promised.
         look: saves more samples of the trained model.
+        extend: adds options of the example's own.
     """
     made = parser(name, description, steps)
     made.add_argument("--source", default="en", help="language code (default: %(default)s)")
     made.add_argument("--target", default=target, help="language code (default: %(default)s)")
+    if extend is not None:
+        extend(made)
     given = made.parse_args(arguments)
     options = common(given)
     corpus = Corpus(given.source, given.target)
-    model, device = make(len(corpus.vocabulary), options), options.device
+    model, device = make(len(corpus.vocabulary), given), options.device
     checked = corpus.validation_batch()
     trained = Training(
         options,
