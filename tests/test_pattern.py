@@ -237,6 +237,7 @@ def test_triton_says_that_it_has_no_patterns(monkeypatch: pytest.MonkeyPatch) ->
 
     class OnGpu:
         device, dtype, shape = torch.device("cuda"), torch.float32, (1, 1, 4, 8)
+        is_cpu, is_cuda = False, True
 
     pattern = TestPattern.few[0].geometry((4,))
     with pytest.raises(NotImplementedError) as error:

@@ -164,7 +164,7 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)
         first = [narrow, wide] if kind.grouped else [wide, narrow]
-        if kind.arch == 0:
+        if kind.arch == 0 or (kind.arch < 90 and kind.rows < 128):
             return [Config(32, 64, 4, 2), *first]
         return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
