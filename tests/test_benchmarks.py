@@ -342,3 +342,14 @@ def test_every_sweep_is_of_a_case():
         assert values == sorted(set(values))
     assert {one.axis for one in sweeps.SWEEPS} == set(sweeps.AXES)
     assert options.parse(["--sweep", "all"]).sweep == list(sweeps.AXES)
+
+
+@needs_cpu
+def test_stages_of_a_step_are_measured():
+    """stages.cpp keeps up with the kernels, and the stages make up most of a forward."""
+    from benchmarks.stages import STAGES, causal_forward_ns, measure_stages
+
+    stages = measure_stages(dim=32, seconds=0.002)
+    assert len(stages.times) == len(STAGES)
+    assert min(stages.times) > 0
+    assert sum(causal_forward_ns(stages, 4 * stages.keys).values()) > 0
