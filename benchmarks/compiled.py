@@ -59,6 +59,7 @@ GEOMETRIES = (
     Case("local-1d", "local_1d", (256, 256, 0, 1)),
     Case("local-2d", "local_2d", (64, 64, 8, 8, 4, 4, 0)),
     Case("local-2d-causal", "local_2d", (64, 64, 8, 16, 8, 8, 1)),
+    Case("pattern", "pattern", (4096, 4096, 0)),
 )
 CASES = (
     *GEOMETRIES,
@@ -69,6 +70,7 @@ CASES = (
     Case("relative-window", "causal", (512,), rows=512),
     Case("relative-local", "local_1d", (256, 256, 0, 1), rows=512),
     Case("relative-values", "full", rows=2047, values=True),
+    Case("relative-pattern", "pattern", (4096, 4096, 0), rows=2047),
 )
 
 
@@ -168,9 +170,12 @@ def call_of(case: Case, dtype: torch.dtype, dim: int) -> launch.Call:
 
     heads = 4 * case.group
     table = torch.empty(heads, case.rows, dim, dtype=dtype, device="meta") if case.rows else None
+    pattern = (
+        torch.empty(0, dtype=torch.int64, device="meta") if case.geometry == "pattern" else None
+    )
     return launch.Call.of(
         tensor(heads, case.q_len), tensor(4, case.k_len), tensor(4, case.k_len),
-        table, table if case.values else None, None, None, None, None,
+        table, table if case.values else None, None, None, None, pattern,
         case.k_len - case.q_len,
         case.geometry, case.extent, case.clip, dim**-0.5, dim**-0.5,
     )  # fmt: skip
@@ -274,10 +279,14 @@ def compile_launch(found: Compiled, each: Launch) -> Compiled:
     return found
 
 
-def compile_case(case: Case, dtype: str, dim: int, target: str) -> Iterator[Compiled]:
-    """Everything that the case launches."""
+def compile_case(
+    case: Case, dtype: str, dim: int, target: str, kernel: str = ""
+) -> Iterator[Compiled]:
+    """Everything that the case launches, of kernels whose name contains `kernel`."""
     arch = 0 if target.startswith("gfx") else int(target[3:])
     for config, each in work_of(case, DTYPES[dtype], dim, arch):
+        if kernel not in each.kernel.__name__:
+            continue
         found = Compiled(each.kernel.__name__, case.name, target, dtype, dim, config)
         yield compile_launch(found, each)
 
@@ -320,7 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
         for target in chosen.target.split(","):
             for dtype in chosen.dtype.split(","):
                 for dim in map(int, chosen.dim.split(",")):
-                    for row in compile_case(case, dtype, dim, target):
+                    for row in compile_case(case, dtype, dim, target, chosen.kernel):
                         found.append(row)
                         print(row_of(row), flush=True)
     bad = [row for row in found if not row.fits]

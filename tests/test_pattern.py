@@ -18,6 +18,7 @@ from operation_checks import OneDimensional
 from torch import Tensor
 
 from attn_kernels import Causal, Local1d, Pattern, Relative, attention, explain
+from attn_kernels.core.pattern_tiles import TILE, tile_table
 
 SIZE = 1536  # of the tests' patterns: calls are parts of them
 
@@ -86,6 +87,46 @@ MASKS += [torch.zeros(70, 70, dtype=torch.bool), torch.ones(70, 70, dtype=torch.
 
 def mask_id(mask: Tensor) -> str:
     return "x".join(map(str, mask.shape))
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["queries", "keys"])
+@pytest.mark.parametrize("mask", [*MASKS, random_mask(1100, 150, 0.5)], ids=mask_id)
+def test_tiles_are_the_mask(mask: Tensor, side: int) -> None:
+    """What kernels on GPUs read, by lines of queries and of keys; no tile is listed in vain."""
+    table = tile_table(Pattern.from_mask(mask), torch.device("cpu")).tolist()
+    n_lines = [-(-length // TILE) for length in mask.shape]
+    found = torch.zeros(n_lines[0] * TILE, n_lines[1] * TILE, dtype=torch.bool)
+    for line in range(n_lines[side]):
+        begin, partial, end = table[3 * (line + side * n_lines[0]) :][:3]
+        for kind in (range(begin, partial, 2), range(partial, end, 2)):
+            assert sorted(table[at] for at in kind) == [table[at] for at in kind]
+        for at in range(begin, end, 2):
+            other, place = table[at : at + 2]
+            assert (place == -1) == (at < partial)
+            words = torch.tensor([-1] * TILE if place == -1 else table[place : place + TILE])
+            tile = (words >> torch.arange(TILE).unsqueeze(1) & 1).bool()
+            if place != -1:
+                words = torch.tensor(table[place + TILE : place + 2 * TILE])
+                assert torch.equal(words.unsqueeze(1) >> torch.arange(TILE) & 1, tile.long())
+            assert tile.any()
+            assert tile.all() == (place == -1)
+            row, col = (line, other) if side == 0 else (other, line)
+            found.view(n_lines[0], TILE, n_lines[1], TILE)[row, :, col] = tile
+    assert torch.equal(found[: mask.shape[0], : mask.shape[1]], mask)
+    assert found.sum() == mask.sum()
+
+
+def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
+    """fullgraph compiles a call for a GPU: its table is made when tracing, once per pattern."""
+    patterns = [TestPattern.few[0].geometry((length,)) for length in (40, 40, 1600)]
+    here = torch.device("cpu")
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(x: Tensor, pattern: Pattern) -> Tensor:
+        return pattern.table_for("triton", x.device) + x
+
+    for pattern in patterns:
+        assert torch.equal(compiled(torch.zeros(1), pattern), tile_table(pattern, here).float())
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=mask_id)
@@ -226,25 +267,6 @@ def test_a_damaged_table_is_refused(fused: Target) -> None:
         damaged = Pattern(pattern.q_len, pattern.k_len, pattern.n_runs, table)
         with pytest.raises(RuntimeError, match="not a pattern's table"):
             attention(q, k, k, damaged, backend=fused.name)
-
-
-def test_triton_says_that_it_has_no_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An explicit backend never falls back, and backend=None tells why it did."""
-    from attn_kernels.core import backends
-
-    monkeypatch.setattr(backends, "triton_error", lambda: "")
-    monkeypatch.setattr(backends, "status", lambda name: backends.Backend(name, True))
-
-    class OnGpu:
-        device, dtype, shape = torch.device("cuda"), torch.float32, (1, 1, 4, 8)
-        is_cpu, is_cuda = False, True
-
-    pattern = TestPattern.few[0].geometry((4,))
-    with pytest.raises(NotImplementedError) as error:
-        backends.choose("triton", OnGpu(), OnGpu(), pattern)
-    assert str(error.value) == 'backend="triton" cannot run this: it has no Pattern'
-    assert backends.choose(None, OnGpu(), OnGpu(), pattern) == ("reference", "it has no Pattern")
-    assert backends.choose(None, OnGpu(), OnGpu(), Causal())[0] == "triton"
 
 
 def test_explain_counts_pairs() -> None:

@@ -23,6 +23,7 @@ SMALL = [
     ("relative", "sm_90", "bf16", 64),
     ("local-2d", "sm_80", "bf16", 64),
     ("decode", "sm_90", "bf16", 128),
+    ("pattern", "sm_90", "bf16", 64),
 ]
 
 

@@ -51,15 +51,16 @@ def attention(
     scale = q.size(3) ** -0.5 if scale is None else float(scale)
     if query_offset is None:
         query_offset = geometry.default_offset(q.shape[2], k.shape[2])
-    name, _ = choose(backend, q, v, geometry)
+    name, _ = choose(backend, q, v)
     if name == REFERENCE:
         out, lse = call_reference(q, k, v, geometry, score, scale, key_lengths, query_offset)
     else:
-        out, lse = call_operator(q, k, v, geometry, score, scale, key_lengths, query_offset)
+        out, lse = call_operator(name, q, k, v, geometry, score, scale, key_lengths, query_offset)
     return (out, lse) if return_lse else out
 
 
 def call_operator(
+    backend: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -79,8 +80,8 @@ def call_operator(
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
     return ops.call(
-        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, geometry.table, query_offset,
-        geometry.name, geometry.extent(), clip, scale, rel_scale,
+        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, geometry.table_for(backend, q.device),
+        query_offset, geometry.name, geometry.extent(), clip, scale, rel_scale,
     )  # fmt: skip
 
 

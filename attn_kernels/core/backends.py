@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .geometry import Geometry
-
 REFERENCE = "reference"
 NAMES = ("cpu", "triton", "cuda", REFERENCE)
 NATIVE = {  # by device: the backend that is chosen, and why
@@ -143,12 +141,12 @@ def backends() -> dict[str, Backend]:
     return {name: status(name) for name in NAMES}
 
 
-def can_run(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
+def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
     """The reason why `name` cannot run these inputs, or None."""
     if name == REFERENCE:
         return None
     if name == "triton":
-        return triton_error() or triton_limit(q, v, geometry)
+        return triton_error() or triton_limit(q, v)
     if name != "cpu":
         return status(name).reason
     if not q.is_cpu:
@@ -159,24 +157,22 @@ def can_run(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
     return cpu_library.error() or None
 
 
-def triton_limit(q: Tensor, v: Tensor, geometry: Geometry) -> str | None:
+def triton_limit(q: Tensor, v: Tensor) -> str | None:
     """The reason why these inputs are beyond the Triton kernels, or None."""
     if q.device.type != "cuda":
         return f"inputs are on {q.device}"
     if q.dtype == torch.float64:
         return "it has no float64"
-    if geometry.name == "pattern":
-        return "it has no Pattern"
     if max(q.shape[3], v.shape[3]) > MAX_TRITON_HEAD_DIM:
         return f"head dim is at most {MAX_TRITON_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
     return None
 
 
-def require(name: str, q: Tensor, v: Tensor, geometry: Geometry) -> None:
+def require(name: str, q: Tensor, v: Tensor) -> None:
     """Raise the reason why `name` cannot run these inputs."""
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
-    reason = can_run(name, q, v, geometry)
+    reason = can_run(name, q, v)
     if reason is None:
         return
     if status(name).available:
@@ -201,14 +197,14 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(requested: str | None, q: Tensor, v: Tensor, geometry: Geometry) -> tuple[str, str]:
+def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
     """The backend for these inputs, and why. An explicit request never falls back."""
     explicit = requested or _forced
     if explicit is not None:
-        require(explicit, q, v, geometry)
+        require(explicit, q, v)
         return explicit, "requested" if requested else "set by use_backend"
     native, why = NATIVE["cuda" if q.is_cuda else "cpu"]
-    reason = can_run(native, q, v, geometry)
+    reason = can_run(native, q, v)
     if reason is None:
         return native, why
     if q.is_cpu and reason not in _warned and not torch.compiler.is_compiling():

@@ -71,7 +71,7 @@ def explain(
     key_lengths and tensors of offsets are not looked into: counts are those of whole sequences.
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
-    name, reason = choose(backend, q, v, geometry)
+    name, reason = choose(backend, q, v)
     (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
     default = geometry.default_offset(q_len, k_len)
     offset = query_offset if isinstance(query_offset, int) else default

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -44,16 +45,20 @@ def check_pair(owner: str, name: str, value: Any, least: int) -> None:
 
 
 class Geometry:
-    """Base of all geometries. `name`, `extent()` and `table` are how one travels to the kernels."""
+    """Base of all geometries. `name`, `extent()` and `table_for()` are how one travels to the
+    kernels."""
 
     name: ClassVar[str]
     two_dimensional: ClassVar[bool] = False
     causal: bool = False
-    table: Tensor | None = None  # what does not fit in numbers
 
     def extent(self) -> tuple[int, ...]:
         """The geometry's numbers, in the order csrc/geometry.h reads them."""
         raise NotImplementedError
+
+    def table_for(self, backend: str, device: torch.device) -> Tensor | None:
+        """What does not fit in numbers, as a backend's kernels read it."""
+        return None
 
     def default_offset(self, q_len: int, k_len: int) -> int:
         """The position of query 0 where the caller names none: the last query sees the last key."""

@@ -90,6 +90,13 @@ class Pattern(Geometry):
     def extent(self) -> tuple[int, ...]:
         return self.q_len, self.k_len, self.n_runs
 
+    def table_for(self, backend: str, device: torch.device) -> Tensor | None:
+        if backend == "cpu":
+            return self.table
+        from .pattern_tiles import tile_table
+
+        return tile_table(self, device)
+
     def default_offset(self, q_len: int, k_len: int) -> int:
         return 0 if q_len == self.q_len else k_len - q_len - (self.k_len - self.q_len)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import NO_SPECIALIZATION, entry_sizes, has_low, key_phases, phase_exists, phase_masked
-from .geometry import clamp, key_position, query_tile
+from .forward import NO_SPECIALIZATION, entry_sizes, key_phases, phase_exists, phase_masked
+from .geometry import clamp, query_tile, sees, step_keys
 from .score import (
     band_term,
     edge_product,
@@ -88,10 +88,24 @@ def beyond_sum(x, row, shift, n_rows, HIGH: tl.constexpr, BLOCK_K: tl.constexpr)
         return tl.sum(tl.where(table_row < 0, x, 0.0), 1)
 
 
+@triton.jit
+def add_chunk(
+    acc, rel_acc, sheared, rel_k_ptr, stride_rel_kr, row, n_rows, SEPARATE: tl.constexpr,
+    PRECISION: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Adds sheared dS times a chunk of the table to one of (acc, rel_acc)."""
+    chunk = table_chunk(rel_k_ptr, stride_rel_kr, row, n_rows, False, DIM, BLOCK_D, BLOCK_K)
+    sheared = sheared.to(chunk.dtype)
+    if SEPARATE:
+        return acc, tl.dot(sheared, chunk, rel_acc, input_precision=PRECISION)
+    else:
+        return tl.dot(sheared, chunk, acc, input_precision=PRECISION), rel_acc
+
+
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def grad_q_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    grad_out_ptr, lse_ptr, delta_ptr,
+    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr,
     grad_q_ptr, grad_q_rel_ptr, far_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dqb,
@@ -108,6 +122,8 @@ def grad_q_kernel(
     and those of P if there is rel_v.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
+    # the next step's previous chunk is this one's current
+    CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern"
     # otherwise both terms of grad_q have one scale and share an accumulator
     SEPARATE: tl.constexpr = REL != "none" and (q_rel_ptr is not None or not FOLDED)
     tile = tl.program_id(0) % n_tiles
@@ -122,8 +138,10 @@ def grad_q_kernel(
 
     k_end, offset = entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr)
     (
-        index, exists, _, first, shift, low, high, start, stop, full_start, full_stop, boxes
-    ) = query_tile(tile, q_len, k_end, offset, extent, group, GEOMETRY, False, BLOCK_Q)  # fmt: skip
+        index, exists, _, first, shift, low, high, start, stop, full_start, full_stop, places
+    ) = query_tile(
+        tile, q_len, k_end, offset, extent, group, pattern_ptr, GEOMETRY, False, BLOCK_Q
+    )  # fmt: skip
     q_ptr += batch * stride_qb + head * stride_qh
     k_ptr += batch * stride_kb + k_head * stride_kh
     v_ptr += batch * stride_vb + k_head * stride_vh
@@ -168,7 +186,7 @@ def grad_q_kernel(
     )
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
-            if phase == 2 and REL != "none":
+            if phase == 2 and CARRIED:
                 row = bounds[phase] - first + centre - BLOCK_K
                 chunk = table_chunk(
                     rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
@@ -181,9 +199,7 @@ def grad_q_kernel(
                     )  # fmt: skip
                     v_previous = tl.dot(grad_out, tl.trans(chunk), input_precision=PRECISION)
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
-                numbers = number + tl.arange(0, BLOCK_K)
-                key = key_position(numbers, boxes, extent, GEOMETRY)
-                valid = numbers < stop
+                begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
                 k = load_rows(
                     k_ptr, stride_ks, key, valid, DIM, BLOCK_D, phase_masked(phase, GEOMETRY, REL)
                 )
@@ -201,7 +217,13 @@ def grad_q_kernel(
                 if not FOLDED:
                     logits *= scale
                 if phase == 2 and REL != "none":
-                    row = number - first + centre
+                    row = begin - first + centre
+                    if not CARRIED:
+                        chunk = table_chunk(
+                            rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows, REL == "clip",
+                            DIM, BLOCK_D, BLOCK_K,
+                        )  # fmt: skip
+                        previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
                     chunk = table_chunk(
                         rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
                     )
@@ -210,6 +232,14 @@ def grad_q_kernel(
                     logits += term if FOLDED else term * rel_scale
                     previous = current
                     if rel_v_ptr is not None:
+                        if not CARRIED:
+                            chunk = table_chunk(
+                                rel_v_ptr, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
+                                V_DIM, BLOCK_DV, BLOCK_K,
+                            )  # fmt: skip
+                            v_previous = tl.dot(
+                                grad_out, tl.trans(chunk), input_precision=PRECISION
+                            )
                         chunk = table_chunk(
                             rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
@@ -227,9 +257,7 @@ def grad_q_kernel(
                 weights = tl.exp2(logits * factor - lse[:, None])
                 grad_logits = weights * (grad_weights - delta[:, None])
                 if phase_masked(phase, GEOMETRY, REL):
-                    seen = numbers[None, :] < high[:, None]
-                    if has_low(GEOMETRY):
-                        seen = seen & (numbers[None, :] >= low[:, None])
+                    seen = sees(who, low, high, GEOMETRY, BLOCK_K)
                     grad_logits = tl.where(seen, grad_logits, 0.0)
                     if rel_v_ptr is not None:
                         weights = tl.where(seen, weights, 0.0)
@@ -237,15 +265,17 @@ def grad_q_kernel(
                 acc = tl.dot(grads, k, acc, input_precision=PRECISION)
                 if phase == 2 and REL != "none":
                     now = rotate(grads, shift[:, None], 1, False, BLOCK_Q, BLOCK_K)
-                    complete = tl.where(in_now, sheared, now)  # of the previous chunk
-                    chunk = table_chunk(
-                        rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows, False,
-                        DIM, BLOCK_D, BLOCK_K,
+                    # of the previous chunk
+                    complete = tl.where(in_now, sheared if CARRIED else 0.0, now)
+                    acc, rel_acc = add_chunk(
+                        acc, rel_acc, complete, rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows,
+                        SEPARATE, PRECISION, DIM, BLOCK_D, BLOCK_K,
                     )  # fmt: skip
-                    if SEPARATE:
-                        rel_acc = tl.dot(complete, chunk, rel_acc, input_precision=PRECISION)
-                    else:
-                        acc = tl.dot(complete, chunk, acc, input_precision=PRECISION)
+                    if not CARRIED:
+                        acc, rel_acc = add_chunk(
+                            acc, rel_acc, tl.where(in_now, now, 0.0), rel_k_ptr, stride_rel_kr,
+                            row, n_rows, SEPARATE, PRECISION, DIM, BLOCK_D, BLOCK_K,
+                        )  # fmt: skip
                     sheared = now
                     if REL == "clip":
                         if row < BLOCK_Q - 1:
@@ -269,18 +299,14 @@ def grad_q_kernel(
                     far_high += tl.sum(grad_logits, 1)
                     if rel_v_ptr is not None:
                         v_far_high += tl.sum(weights, 1)
-            if phase == 2 and REL != "none":
+            if phase == 2 and CARRIED:
                 # the last tile's current chunk
                 steps = (bounds[3] - bounds[2] + BLOCK_K - 1) // BLOCK_K
                 row = bounds[2] + (steps - 1) * BLOCK_K - first + centre
-                chunk = table_chunk(
-                    rel_k_ptr, stride_rel_kr, row, n_rows, False, DIM, BLOCK_D, BLOCK_K
-                )
-                complete = tl.where(in_now, sheared, 0.0).to(q.dtype)
-                if SEPARATE:
-                    rel_acc = tl.dot(complete, chunk, rel_acc, input_precision=PRECISION)
-                else:
-                    acc = tl.dot(complete, chunk, acc, input_precision=PRECISION)
+                acc, rel_acc = add_chunk(
+                    acc, rel_acc, tl.where(in_now, sheared, 0.0), rel_k_ptr, stride_rel_kr,
+                    row, n_rows, SEPARATE, PRECISION, DIM, BLOCK_D, BLOCK_K,
+                )  # fmt: skip
 
     if REL == "clip":
         beyond = far_low[:, None] * edge_row(rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)[None, :]

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 import triton
 
+from ..core.pattern_tiles import TILE
+
 DIRECTIONS = ("forward", "grad_q", "grad_kv", "grad_table")
 # Shared memory of one program, bytes.
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -53,6 +55,7 @@ class Kind:
     values: bool  # rel_v as well
     rows: int
     grouped: bool = False  # grad_kv loops over the heads of a group
+    pattern: bool = False  # a tile lies in one of the pattern's 64 x 64
 
 
 def arch_of(device: torch.device) -> int:
@@ -99,10 +102,17 @@ def fits(kind: Kind, config: Config) -> bool:
 def candidates(kind: Kind) -> list[Config]:
     """Configurations to choose from, the default first."""
     rows = DEFAULTS[kind.direction](kind)
+    if kind.pattern:
+        rows = [*pattern_rows(kind), *rows]
     # a tile is no larger than its home; and a warp takes 16 rows of it, or two do the same work
     home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
     if kind.direction != "grad_table":
         rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
+    if kind.pattern:
+        rows = [
+            replace(row, block_q=min(row.block_q, TILE), block_k=min(row.block_k, TILE))
+            for row in rows
+        ]
     if kind.relative:
         rows = [replace(row, block_q=min(row.block_q, row.block_k)) for row in rows]
     rows = [
@@ -178,6 +188,22 @@ def grad_table_rows(kind: Kind) -> list[Config]:
     if kind.dim <= 64 and kind.arch == 90:
         return [Config(16, 64, 4, 2), Config(32, 64, 4, 2), Config(16, 32, 4, 2)]
     return [Config(16, 16, 4, 2), Config(16, 32, 4, 2), Config(32, 64, 4, 2), Config(16, 16, 4, 1)]
+
+
+def pattern_rows(kind: Kind) -> list[Config]:
+    """Where words of bits leave fewer registers than the first of the usual rows takes."""
+    if kind.element_size == 4 or kind.dim > 128:
+        return []
+    narrow = {"forward": Config(64, 32, 4, 3), "grad_q": Config(64, 32, 4, 2)}
+    if kind.relative:
+        narrow = {"forward": Config(32, 64, 4, 2), "grad_q": Config(16, 32, 4, 2)}
+        needed = kind.dim > 64 and (kind.arch >= 90 or kind.direction == "grad_q")
+    elif kind.direction == "grad_kv":
+        narrow = {"grad_kv": Config(32, 64 if kind.dim <= 64 else 32, 4, 2)}
+        needed = 0 < kind.arch < 90
+    else:
+        needed = 0 < kind.arch < 90 and (kind.dim > 64 or kind.direction == "grad_q")
+    return [narrow[kind.direction]] if needed and kind.direction in narrow else []
 
 
 DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .geometry import key_position, query_tile
+from .geometry import has_low, query_tile, sees, step_keys
 from .score import (
     band_term,
     edge_product,
@@ -42,17 +42,11 @@ def entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr):
 
 
 @triton.constexpr_function
-def has_low(geometry):
-    """Whether spans have a start."""
-    return geometry in ("window", "local_1d", "local_1d_causal")
-
-
-@triton.constexpr_function
 def phase_exists(phase, geometry, rel, causal):
     """Phases of key_phases that may hold keys."""
     if rel == "none":
         return phase in (2, 4) or (phase == 0 and has_low(geometry))
-    return phase in (1, 2) or (phase == 3 and not causal)
+    return phase == 2 or (geometry != "pattern" and (phase == 1 or (phase == 3 and not causal)))
 
 
 @triton.constexpr_function
@@ -79,6 +73,8 @@ def key_phases(
             begin = tl.minimum(start + steps * BLOCK_K, stop)
         full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_K * BLOCK_K
         return start, begin, begin, begin + full, begin + full, stop
+    elif GEOMETRY == "pattern":
+        return start, start, start, stop, stop, stop
     else:
         # keys before far_stop are before the table for every row; strictly, as its first row is
         # left to grad_table.py
@@ -106,7 +102,7 @@ def split_keys(start, stop, split, n_splits, BLOCK_K: tl.constexpr):
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    out_ptr, lse_ptr,
+    pattern_ptr, out_ptr, lse_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_ob, stride_oh, stride_os, stride_rel_kh,
     stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split, heads, group,
@@ -121,6 +117,8 @@ def attention_fwd_kernel(
     scale for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
+    # the next step's previous chunk is this one's current
+    CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern"
     tile = tl.program_id(0) % n_tiles
     if CAUSAL:
         tile = n_tiles - 1 - tile  # the longest first
@@ -137,9 +135,11 @@ def attention_fwd_kernel(
     factor = scale if FOLDED else 1.0
 
     k_end, offset = entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr)
-    (index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, boxes) = (
-        query_tile(tile, q_len, k_end, offset, extent, group, GEOMETRY, PACKED, BLOCK_Q)
-    )
+    (
+        index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, places
+    ) = query_tile(
+        tile, q_len, k_end, offset, extent, group, pattern_ptr, GEOMETRY, PACKED, BLOCK_Q
+    )  # fmt: skip
     if SPLIT:
         start, stop = split_keys(start, stop, tl.program_id(1), tl.num_programs(1), BLOCK_K)
         high = tl.minimum(high, stop)
@@ -179,29 +179,28 @@ def attention_fwd_kernel(
     )
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
-            if phase == 2 and REL != "none":
+            if phase == 2 and CARRIED:
                 row = bounds[phase] - first + centre - BLOCK_K
                 chunk = table_chunk(
                     rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
                 )
                 previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
-                numbers = number + tl.arange(0, BLOCK_K)
-                key = key_position(numbers, boxes, extent, GEOMETRY)
+                begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
                 k = load_rows(
-                    k_ptr,
-                    stride_ks,
-                    key,
-                    numbers < stop,
-                    DIM,
-                    BLOCK_D,
-                    phase_masked(phase, GEOMETRY, REL),
+                    k_ptr, stride_ks, key, valid, DIM, BLOCK_D, phase_masked(phase, GEOMETRY, REL)
                 )
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
                 if not FOLDED:
                     logits *= scale
                 if phase == 2 and REL != "none":
-                    row = number - first + centre
+                    row = begin - first + centre
+                    if not CARRIED:
+                        chunk = table_chunk(
+                            rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows, REL == "clip",
+                            DIM, BLOCK_D, BLOCK_K,
+                        )  # fmt: skip
+                        previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
                     chunk = table_chunk(
                         rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
                     )
@@ -213,22 +212,15 @@ def attention_fwd_kernel(
                     edge = edge_low if phase == 1 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]
                 if phase_masked(phase, GEOMETRY, REL):
-                    seen = numbers[None, :] < high[:, None]
-                    if has_low(GEOMETRY):
-                        seen = seen & (numbers[None, :] >= low[:, None])
+                    seen = sees(who, low, high, GEOMETRY, BLOCK_K)
                     logits = tl.where(seen, logits, float("-inf"))
                 weights, rescale, row_max, row_sum = softmax_step(
                     logits, row_max, row_sum, factor, phase_masked(phase, GEOMETRY, REL)
                 )
                 v = load_rows(
-                    v_ptr,
-                    stride_vs,
-                    key,
-                    numbers < stop,
-                    V_DIM,
-                    BLOCK_DV,
+                    v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV,
                     phase_masked(phase, GEOMETRY, REL),
-                )
+                )  # fmt: skip
                 acc *= rescale[:, None]
                 acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
                 if rel_v_ptr is not None:

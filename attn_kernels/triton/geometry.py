@@ -3,9 +3,10 @@ whom.
 
 The rules are those of core/geometry.py and csrc/geometry.h; a test holds them together. Keys
 of a query tile are numbered: by position in one dimension, in the order they are gathered on a
-canvas. In that order every query sees one span of keys and spans only move forward, so two
-comparisons are the only mask there is. Numbers are int32; positions are int64, as a query's offset
-may be anything.
+canvas, tile by tile under a Pattern. But for the last, every query sees one span of keys in that
+order and spans only move forward, so two comparisons are the only mask there is; a Pattern has a
+word of bits per row (core/pattern_tiles.py). Numbers are int32; positions are int64, as a query's
+offset may be anything.
 
 GEOMETRY is a geometry's name, with what a mask must know at compile time: see `kind`.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from ..core.pattern_tiles import TILE
 
 
 def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
@@ -24,16 +27,20 @@ def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         return ("local_1d_causal" if extent[3] else "local_1d"), extent[:3]
     if name == "local_2d":
         return ("local_2d_causal" if extent[6] else "local_2d"), extent[:6]
+    if name == "pattern":
+        return "pattern", extent[:2]
     return "full", (0,)
 
 
 def is_causal(geometry: str) -> bool:
     """Whether a relative table ends at distance 0."""
-    return geometry not in ("full", "local_1d", "local_2d")
+    return geometry not in ("full", "local_1d", "local_2d", "pattern")
 
 
 def query_tiles(geometry: str, extent: tuple[int, ...], q_rows: int, block_q: int) -> int:
     """Tiles of one head; q_rows counts packed rows."""
+    if geometry == "pattern":
+        return triton.cdiv(q_rows + block_q - 1, block_q)  # the first may hold one query
     if not geometry.startswith("local_2d"):
         return triton.cdiv(q_rows, block_q)
     rows, cols, block_rows, block_cols, _, _ = extent
@@ -57,6 +64,15 @@ def cells_are_dense(geometry: str, extent: tuple[int, ...]) -> bool:
         return False
     _, _, block_rows, block_cols, halo_rows, halo_cols = extent
     return 2 * halo_rows % block_rows == 0 and 2 * halo_cols % block_cols == 0
+
+
+PATTERN_TILE = tl.constexpr(TILE)
+
+
+@triton.constexpr_function
+def has_low(geometry):
+    """Whether spans have a start."""
+    return geometry in ("window", "local_1d", "local_1d_causal")
 
 
 @triton.jit
@@ -190,12 +206,12 @@ def query_block(tile, k_len, extent, GEOMETRY: tl.constexpr, BLOCK_Q: tl.constex
 
 
 @triton.jit
-def key_position(n, boxes, extent, GEOMETRY: tl.constexpr):
+def key_position(n, places, extent, GEOMETRY: tl.constexpr):
     """Position of the tile's n-th key."""
     if GEOMETRY == "local_2d":
-        return box_position(n, boxes[0], extent[1])
+        return box_position(n, places[0], extent[1])
     elif GEOMETRY == "local_2d_causal":
-        above, beside, inside = boxes
+        above, beside, inside = places
         n_above = above[3]
         n_before = n_above + beside[3]
         pos = box_position(n - n_before, inside, extent[1])
@@ -266,12 +282,89 @@ def canvas_visible(q_pos, k_pos, extent, GEOMETRY: tl.constexpr):
     return seen
 
 
+# --- A pattern ---
+
+
+@triton.jit
+def pattern_line(table_ptr, line, there):
+    """(address of a line's first tile, tiles seen in full, tiles); none if it is not there."""
+    bounds = table_ptr + 3 * tl.where(there, line, 0)
+    begin = tl.load(bounds)
+    n_full = tl.where(there, (tl.load(bounds + 1) - begin) // 2, 0)
+    n_tiles = tl.where(there, (tl.load(bounds + 2) - begin) // 2, 0)
+    return table_ptr + begin, n_full.to(tl.int32), n_tiles.to(tl.int32)
+
+
+@triton.jit
+def pattern_entry(entries, number):
+    """Of a line's row or column with this number: (its tile, the tile's words, where in it)."""
+    number = tl.cast(number, tl.int32)
+    entry = entries + number // PATTERN_TILE * 2
+    return tl.load(entry), tl.load(entry + 1), number % PATTERN_TILE
+
+
+@triton.jit
+def pattern_words(table_ptr, place, column):
+    """A tile's words of keys: all ones where place is -1."""
+    at = place + column
+    return tl.load(table_ptr + at, mask=at >= column, other=-1)
+
+
+@triton.jit
+def bits_between(start, stop):
+    """int64 with the bits [start, stop) set; stop <= 64."""
+    start = clamp(start, 0, 63).to(tl.int64)
+    n = clamp(stop - start, 0, 64)
+    one = tl.cast(1, tl.int64)
+    return tl.where(n >= 64, tl.cast(-1, tl.int64), (one << n % 64) - 1) << start
+
+
+@triton.jit
+def bit(word, n):
+    """Whether bit n is set; they broadcast against each other."""
+    return ((word >> n) & 1) != 0
+
+
+@triton.jit
+def group_tile(tile, q_len, k_len, offset, extent, table_ptr, BLOCK_Q: tl.constexpr):
+    """A tile of a group's queries: (first position, place of row 0 in q, keys that all rows see,
+    keys that some row sees, where they are).
+
+    Tiles lie as the groups do, so a call's first and last tile may hold less.
+    """
+    tl.static_assert(PATTERN_TILE % BLOCK_Q == 0, "a tile of queries lies in one group")
+    rows, cols = extent
+    first = (floor_div(offset, BLOCK_Q) + tile) * BLOCK_Q
+    index = (first - offset).to(tl.int32)
+    there = (first >= 0) & (first < rows) & (index < q_len)
+    entries, n_full, n_tiles = pattern_line(table_ptr, first // PATTERN_TILE, there)
+    n_full = tl.where(k_len < cols, 0, n_full)
+    row = (first % PATTERN_TILE).to(tl.int32)
+    own = bits_between(row + tl.maximum(-index, 0), row + tl.minimum(q_len - index, BLOCK_Q))
+    places = (table_ptr, entries, row + tl.arange(0, BLOCK_Q), own, k_len)
+    return first, index, n_full * PATTERN_TILE, n_tiles * PATTERN_TILE, places
+
+
+@triton.jit
+def pattern_keys(number, places, BLOCK_K: tl.constexpr):
+    """A step's first key, which of its keys some row sees, and a word per row: bit j is key j."""
+    tl.static_assert(PATTERN_TILE % BLOCK_K == 0, "a step of keys lies in one tile")
+    table_ptr, entries, rows, own, k_len = places
+    tile, place, column = pattern_entry(entries, number)
+    begin = tile.to(tl.int32) * PATTERN_TILE + column
+    step = tl.arange(0, BLOCK_K)
+    seen_by = pattern_words(table_ptr, place, column + step) & own
+    sees = pattern_words(table_ptr + PATTERN_TILE, place, rows) >> column
+    there = bits_between(0, k_len - begin)
+    return begin, (seen_by != 0) & (begin + step < k_len), sees & there
+
+
 # --- A tile of queries, whatever the geometry ---
 
 
 @triton.jit
 def query_tile(
-    tile, q_len, k_len, offset, extent, group,
+    tile, q_len, k_len, offset, extent, group, pattern_ptr,
     GEOMETRY: tl.constexpr, PACKED: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries and the keys it visits.
@@ -282,22 +375,22 @@ def query_tile(
         first, shift: rows stand at position first + shift, 0 <= shift < BLOCK_Q.
         low, high: [BLOCK_Q] the row's keys, by number.
         start, stop, full_start, full_stop: keys of some row, and of all rows.
-        boxes: where numbered keys lie on a canvas.
+        places: where numbered keys lie on a canvas or in a pattern.
     """
     row = tl.arange(0, BLOCK_Q)
     member = row * 0
     if GEOMETRY == "local_2d" or GEOMETRY == "local_2d_causal":
-        own, part, boxes = query_block(tile, k_len, extent, GEOMETRY, BLOCK_Q)
+        own, part, places = query_block(tile, k_len, extent, GEOMETRY, BLOCK_Q)
         exists = part + row < own[3]
         count = clamp(own[3] - part, 0, BLOCK_Q)
         index = box_position(part + row, own, extent[1])
         first = tl.cast(part, tl.int64)
         shift = row
-        n_keys = boxes[0][3]
+        n_keys = places[0][3]
         low = row * 0
         if GEOMETRY == "local_2d_causal":
-            n_before = n_keys + boxes[1][3]
-            n_inside = boxes[2][3]
+            n_before = n_keys + places[1][3]
+            n_inside = places[2][3]
             high = n_before + tl.minimum(part + row + 1, n_inside)
             stop = n_before + tl.minimum(part + count, n_inside)
             full_stop = n_before + tl.minimum(part + 1, n_inside)
@@ -308,6 +401,17 @@ def query_tile(
         start = 0
         full_start = 0
         stop = tl.where(count > 0, stop, 0)
+    elif GEOMETRY == "pattern":
+        first, place, full_stop, stop, places = group_tile(
+            tile, q_len, k_len, offset, extent, pattern_ptr, BLOCK_Q
+        )
+        index = place + row
+        exists = (index >= 0) & (index < q_len)
+        shift = row
+        start = 0
+        full_start = 0
+        low = row * 0
+        high = low + stop
     else:
         if PACKED:
             first_index = tile * BLOCK_Q // group
@@ -322,10 +426,40 @@ def query_tile(
             last = tl.minimum(BLOCK_Q, q_len - first_index) - 1
         exists = index < q_len
         first = offset + first_index
-        boxes = (0, 0, 0)
+        places = (0, 0, 0)
         low, high = key_spans(first, shift, k_len, extent, GEOMETRY)
         start, full_stop = key_spans(first, 0, k_len, extent, GEOMETRY)
         full_start, stop = key_spans(first, last, k_len, extent, GEOMETRY)
     return (
-        index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, boxes
+        index, exists, member, first, shift, low, high, start, stop, full_start, full_stop, places
     )  # fmt: skip
+
+
+@triton.jit
+def step_keys(
+    number, stop, places, extent,
+    GEOMETRY: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The keys numbered from `number` on.
+
+    Returns the position of the first in one dimension, positions, which of them some row sees, and
+    what tells `sees` who: the numbers, or under a pattern a word per row.
+    """
+    numbers = number + tl.arange(0, BLOCK_K)
+    if GEOMETRY == "pattern":
+        begin, seen, words = pattern_keys(number, places, BLOCK_K)
+        return begin, begin + tl.arange(0, BLOCK_K), seen, words
+    else:
+        return number, key_position(numbers, places, extent, GEOMETRY), numbers < stop, numbers
+
+
+@triton.jit
+def sees(who, low, high, GEOMETRY: tl.constexpr, BLOCK_K: tl.constexpr):
+    """[BLOCK_Q, BLOCK_K]: which rows see which keys of a step."""
+    if GEOMETRY == "pattern":
+        return bit(who[:, None], tl.arange(0, BLOCK_K)[None, :])
+    else:
+        seen = who[None, :] < high[:, None]
+        if has_low(GEOMETRY):
+            seen = seen & (who[None, :] >= low[:, None])
+        return seen

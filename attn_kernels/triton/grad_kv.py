@@ -12,7 +12,18 @@ import triton.language as tl
 
 from .backward import load_lse
 from .forward import NO_SPECIALIZATION, entry_sizes
-from .geometry import box_position, canvas_visible, key_cell, key_spans, query_range
+from .geometry import (
+    PATTERN_TILE,
+    bit,
+    box_position,
+    canvas_visible,
+    key_cell,
+    key_spans,
+    pattern_entry,
+    pattern_line,
+    pattern_words,
+    query_range,
+)
 from .score import band_term, load_rows, store_rows, table_chunk
 from .softmax import LOG2_E
 
@@ -26,9 +37,9 @@ def is_canvas(geometry):
 def query_phase_exists(phase, geometry, rel, causal, dense):
     """Phases of query_phases that may hold queries."""
     if rel != "none":
-        return phase in (2, 3) or (phase == 1 and not causal)
+        return phase == 2 or (geometry != "pattern" and (phase == 3 or (phase == 1 and not causal)))
     if phase == 0:
-        return geometry != "full" and not is_canvas(geometry)
+        return geometry not in ("full", "pattern") and not is_canvas(geometry)
     return phase == 4 or (phase == 2 and (dense or not is_canvas(geometry)))
 
 
@@ -41,7 +52,8 @@ def query_phase_masked(phase, geometry, rel):
 @triton.jit
 def query_phases(
     start, stop, full_start, full_stop, key_start, offset, centre, n_rows,
-    CAUSAL: tl.constexpr, REL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    GEOMETRY: tl.constexpr, CAUSAL: tl.constexpr, REL: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Cuts the queries [start, stop) in whole steps of BLOCK_Q where the loop's body changes.
 
@@ -53,6 +65,8 @@ def query_phases(
         begin = tl.minimum(start + steps * BLOCK_Q, stop)
         full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_Q * BLOCK_Q
         return start, begin, begin, begin + full, begin + full, stop
+    elif GEOMETRY == "pattern":
+        return start, start, start, stop, stop, stop
     else:
         # queries before high_stop are beyond the table's last row for every key of the tile, and
         # those from low_start on beyond its first
@@ -67,10 +81,27 @@ def query_phases(
         return start, start, high_end, tl.maximum(low_begin, high_end), stop, stop
 
 
+@triton.jit
+def block_tiles(
+    key_start, offset, q_len, extent, table_ptr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """(address of the first tile of a pattern's keys, start, stop, full_start, full_stop): queries
+    are numbered tile by tile, those that see all keys first."""
+    tl.static_assert(PATTERN_TILE % BLOCK_Q == 0, "a step of queries lies in one tile")
+    tl.static_assert(PATTERN_TILE % BLOCK_K == 0, "a tile of keys lies in one tile")
+    rows, cols = extent
+    n_groups = (rows + PATTERN_TILE - 1) // PATTERN_TILE
+    line = n_groups + key_start // PATTERN_TILE
+    entries, n_full, n_tiles = pattern_line(table_ptr, line, key_start < cols)
+    # other calls have parts of tiles
+    n_full = tl.where((offset == 0) & (q_len == rows), n_full, 0)
+    return entries, 0, n_tiles * PATTERN_TILE, 0, n_full * PATTERN_TILE
+
+
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def grad_kv_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    grad_out_ptr, lse_ptr, delta_ptr, edges_ptr,
+    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr, edges_ptr,
     grad_k_ptr, grad_v_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dkb,
@@ -107,10 +138,15 @@ def grad_kv_kernel(
     else:
         key = key_start + tl.arange(0, BLOCK_K)
         in_tile = key < k_len
-        key_stop = tl.minimum(key_start + BLOCK_K, k_end)
-        start, stop, full_start, full_stop = query_range(
-            key_start, key_stop, offset, q_len, extent, GEOMETRY
-        )
+        if GEOMETRY == "pattern":
+            entries, start, stop, full_start, full_stop = block_tiles(
+                key_start, offset, q_len, extent, pattern_ptr, BLOCK_Q, BLOCK_K
+            )
+        else:
+            key_stop = tl.minimum(key_start + BLOCK_K, k_end)
+            start, stop, full_start, full_stop = query_range(
+                key_start, key_stop, offset, q_len, extent, GEOMETRY
+            )
         stop = tl.where(key_start < k_end, stop, start)
     exists = in_tile & (key < k_end)
     k_ptr += batch * stride_kb + k_head * stride_kh
@@ -123,7 +159,7 @@ def grad_kv_kernel(
         centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
     bounds = query_phases(
         start, stop, full_start, full_stop, key_start, offset, centre, n_rows,
-        CAUSAL, REL, BLOCK_Q, BLOCK_K,
+        GEOMETRY, CAUSAL, REL, BLOCK_Q, BLOCK_K,
     )  # fmt: skip
 
     grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
@@ -146,6 +182,12 @@ def grad_kv_kernel(
                     if is_canvas(GEOMETRY):
                         index = box_position(numbers, queries, extent[1])
                     valid = numbers < stop
+                    first = offset + number
+                    if GEOMETRY == "pattern":
+                        group_id, place, lane = pattern_entry(entries, number)
+                        first = group_id * PATTERN_TILE + lane
+                        index = (first - offset).to(tl.int32) + shift
+                        valid = (index >= 0) & (index < q_len)
                     q = load_rows(
                         q_head,
                         stride_qs,
@@ -163,7 +205,6 @@ def grad_kv_kernel(
                     delta = tl.load(delta_ptr + home + index, mask=valid, other=0.0)
                     logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
                     grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
-                    first = offset + number
                     if not FOLDED:
                         logits *= scale
                     if phase == 2 and REL != "none":
@@ -219,6 +260,9 @@ def grad_kv_kernel(
                                 seen = seen & canvas_visible(
                                     index[None, :], key[:, None], extent, GEOMETRY
                                 )
+                        elif GEOMETRY == "pattern":
+                            word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
+                            seen = seen & bit(word[:, None], (shift + lane)[None, :])
                         else:
                             low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
                             seen = seen & (key[:, None] >= low[None, :])

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .backward import load_lse
 from .forward import NO_SPECIALIZATION, entry_sizes
-from .geometry import clamp, key_spans
+from .geometry import PATTERN_TILE, bit, clamp, floor_div, key_spans, pattern_line, pattern_words
 from .score import load_rows, rotate, store_rows, table_chunk
 from .softmax import LOG2_E
 
@@ -48,6 +48,36 @@ def chunk_queries(
 
 
 @triton.jit
+def find_words(table_ptr, first, key, here, extent, search_steps):
+    """Words of any keys, [BLOCK_K], of the group that holds the row `first`: 0 where it sees none.
+
+    Both parts of the group's line, tiles seen in full and in part, are in order: the last tile that
+    does not lie behind the key's is looked for in each.
+    """
+    rows, cols = extent
+    there = (first >= 0) & (first < rows)
+    entries, n_full, n_tiles = pattern_line(table_ptr, first // PATTERN_TILE, there)
+    block = key // PATTERN_TILE
+    word = tl.zeros(key.shape, tl.int64)
+    for part in tl.static_range(2):
+        low = key * 0 + (0 if part == 0 else n_full)
+        stop = n_full if part == 0 else n_tiles
+        high = low * 0 + stop
+        for _ in range(search_steps):
+            middle = (low + high) // 2
+            before = (middle < high) & here
+            other = tl.load(entries + 2 * middle, mask=before, other=cols)
+            low = tl.where(before & (other < block), middle + 1, low)
+            high = tl.where(before & (other < block), high, middle)
+        found = here & (low < stop)
+        found = found & (tl.load(entries + 2 * low, mask=found, other=cols) == block)
+        place = tl.load(entries + 2 * low + 1, mask=found, other=-1)
+        words = pattern_words(table_ptr, place, key % PATTERN_TILE)
+        word = tl.where(found, words, word)
+    return word
+
+
+@triton.jit
 def add_beyond(sheared, far_ptr, stride_far, valid, table_row, n_rows, CAUSAL: tl.constexpr):
     """Adds each query's sums beyond the table to the first and last row: [BLOCK_K, BLOCK_Q]."""
     low = tl.load(far_ptr, mask=valid, other=0.0)
@@ -58,24 +88,25 @@ def add_beyond(sheared, far_ptr, stride_far, valid, table_row, n_rows, CAUSAL: t
     return sheared
 
 
-@triton.jit(do_not_specialize=NO_SPECIALIZATION)
+@triton.jit(do_not_specialize=(*NO_SPECIALIZATION, "search_steps"))
 def grad_table_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    grad_out_ptr, lse_ptr, delta_ptr, far_ptr,
+    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr, far_ptr,
     grad_rel_k_ptr, grad_rel_v_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_rel_kh,
     stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_far, batches, heads, group, q_len, k_len,
-    query_offset, extent, n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM: tl.constexpr,
-    GEOMETRY: tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PER_HEAD:
-    tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D:
-    tl.constexpr, BLOCK_DV: tl.constexpr,
+    query_offset, extent, n_tiles, n_rows, search_steps, scale, rel_scale,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PER_HEAD: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One chunk of rows, of one head if PER_HEAD, over every n-th (batch entry, head).
 
     Grid: (chunks * table heads, slices). Outputs: [slices, table heads, n_rows, dim], float32.
     """
     tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
+    tl.static_assert(GEOMETRY != "pattern" or PATTERN_TILE % BLOCK_Q == 0)
     chunk_id = tl.program_id(0) % n_tiles
     table_head = (tl.program_id(0) // n_tiles).to(tl.int64)
     table_heads = tl.num_programs(0) // n_tiles
@@ -116,9 +147,11 @@ def grad_table_kernel(
         start, stop = chunk_queries(
             row_start, centre, n_rows, offset, q_len, k_end, extent, GEOMETRY, REL, CAUSAL, BLOCK_K
         )
+        if GEOMETRY == "pattern":  # a tile of queries lies in one group
+            start -= (offset + start - floor_div(offset + start, BLOCK_Q) * BLOCK_Q).to(tl.int32)
         for number in range(start, stop, BLOCK_Q):
             index = number + shift
-            valid = index < stop
+            valid = (index >= 0) & (index < stop)
             q = load_rows(
                 q_ptr + batch * stride_qb + head * stride_qh, stride_qs, index, valid,
                 DIM, BLOCK_D, True,
@@ -161,9 +194,17 @@ def grad_table_kernel(
                 term = tl.dot(rel_v, tl.trans(grad_out), input_precision=PRECISION)
                 grad_weights += rotate(term, shift[None, :], -1, True, BLOCK_Q, BLOCK_K)
 
-            low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
-            pair_key = tl.where(in_first, key[:, None], next_key[:, None])
-            seen = (pair_key >= low[None, :]) & (pair_key < high[None, :])
+            if GEOMETRY == "pattern":
+                word = find_words(pattern_ptr, first, key, here, extent, search_steps)
+                next_word = find_words(
+                    pattern_ptr, first, next_key, next_here, extent, search_steps
+                )
+                row = (first % PATTERN_TILE).to(tl.int32) + shift
+                seen = bit(tl.where(in_first, word[:, None], next_word[:, None]), row[None, :])
+            else:
+                low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
+                pair_key = tl.where(in_first, key[:, None], next_key[:, None])
+                seen = (pair_key >= low[None, :]) & (pair_key < high[None, :])
             seen = seen & in_table & valid[None, :]
             weights = tl.exp2(logits * factor - lse[None, :])
             grad_logits = tl.where(seen, weights * (grad_weights - delta[None, :]), 0.0)

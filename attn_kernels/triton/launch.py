@@ -49,6 +49,7 @@ class Call:
     q_rel: Tensor | None
     key_lengths: Tensor | None
     query_offsets: Tensor | None
+    pattern: Tensor | None  # the table of core/pattern_tiles.py
     query_offset: int
     geometry: str
     extent: tuple[int, ...]
@@ -66,7 +67,7 @@ class Call:
         tensors = [contiguous_last(x) for x in (q, k, v, rel_k, rel_v, q_rel)]
         kind, numbers = rules.kind(geometry, tuple(extent))
         return cls(
-            *tensors, key_lengths, query_offsets, query_offset, kind, numbers, clip,
+            *tensors, key_lengths, query_offsets, pattern, query_offset, kind, numbers, clip,
             scale, rel_scale,
         )  # fmt: skip
 
@@ -97,7 +98,8 @@ class Call:
         """Whether the heads of a group share tiles."""
         shared_tables = all(x is None or x.shape[0] == 1 for x in (self.rel_k, self.rel_v))
         few = self.q.shape[2] < PACKED_ROWS
-        return self.group > 1 and few and shared_tables and not self.is_canvas
+        tiles_are_queries = self.is_canvas or self.geometry == "pattern"
+        return self.group > 1 and few and shared_tables and not tiles_are_queries
 
     @property
     def precision(self) -> str:
@@ -128,7 +130,7 @@ class Call:
         return Kind(
             direction, arch_of(self.q.device), dim, self.q.element_size(),
             self.rel_k is not None, self.rel_v is not None,
-            min(128, triton.next_power_of_2(rows)), self.group > 1,
+            min(128, triton.next_power_of_2(rows)), self.group > 1, self.geometry == "pattern",
         )  # fmt: skip
 
     def tuning_key(self) -> str:
@@ -185,7 +187,7 @@ def launch_forward(
     run(
         attention_fwd_kernel, (programs, splits),
         q, k, v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths, call.query_offsets,
-        part, part_lse,
+        call.pattern, part, part_lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides(call.q_rel, 3), *part_strides,
         *strides(call.rel_k, 2), *strides(call.rel_v, 2),
         part.stride(0) if splits > 1 else 0, part_lse.stride(0) if splits > 1 else 0,

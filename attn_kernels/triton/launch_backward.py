@@ -60,7 +60,7 @@ class Backward:
         call = self.call
         return (
             call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel,
-            call.key_lengths, call.query_offsets, self.grad_out, self.lse, self.delta,
+            call.key_lengths, call.query_offsets, call.pattern, self.grad_out, self.lse, self.delta,
         )  # fmt: skip
 
     @property
@@ -137,7 +137,8 @@ class Backward:
         launch.run(
             grad_table_kernel, (n_tiles * table_heads, slices),
             *self.inputs, self.far, part, v_part, *self.input_strides, *self.table_strides,
-            batch, *self.sizes, n_tiles, call.n_rows, call.scale, call.rel_scale,
+            batch, *self.sizes, n_tiles, call.n_rows, call.k.shape[2].bit_length(),
+            call.scale, call.rel_scale,
             **call.what(), PER_HEAD=per_head, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip

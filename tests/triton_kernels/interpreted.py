@@ -37,8 +37,9 @@ from common import (
     sequence_major,
     with_gaps,
 )
+from torch import Tensor
 
-from attn_kernels import Causal, Full, Local1d, Local2d, Relative, attention
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
 from attn_kernels import triton as kernels
 from attn_kernels.core import backends
 from attn_kernels.core.geometry import Geometry
@@ -134,9 +135,48 @@ RELATIVE = [
     # the last far key lies on the table's first row, which then is nobody else's (a fixed bug)
     Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
 ]
+
+
+def window_of_groups(i: Tensor, j: Tensor) -> Tensor:
+    """A prefix and three groups of 64 keys: tiles that are seen in full, in part and by nobody."""
+    return (j < 20) | ((i // 64 - j // 64).abs() < 2) & (j != 140)
+
+
+def scattered(i: Tensor, j: Tensor) -> Tensor:
+    """Without order; rows and keys that see and are seen by nobody among them."""
+    return ((i * 7919 + j * 104729 + i * j) % 97 < 20) & (i % 11 != 3) & (j % 13 != 5)
+
+
+GROUPS = Pattern.from_function(window_of_groups, 200, 150)
+SCATTERED = Pattern.from_function(scattered, 90, 100)
+NOTHING = Pattern.from_mask(torch.zeros(70, 70, dtype=torch.bool))
+PATTERNS = [
+    Case(GROUPS, 200, 150, block=(32, 64)),
+    Case(GROUPS, 130, 140, block=(64, 64), k_heads=2, key_lengths=(140, 90), query_offset=21),
+    Case(GROUPS, 5, 145),
+    Case(SCATTERED, 90, 100, block=(16, 64), k_heads=2),
+    Case(SCATTERED, 70, 90, block=(64, 32), query_offset=(20, 3)),
+    Case(SCATTERED, 40, 60, query_offset=(-30, 2**40)),
+    Case(NOTHING, 70, block=(64, 64)),
+]
+RELATIVE_PATTERNS = [
+    Case(GROUPS, 200, 150, table=Table(81, rel_v="shared"), block=(32, 64)),
+    Case(GROUPS, 100, 140, table=Table(9, q_rel=True, rel_scale=-0.4), block=(16, 64)),
+    Case(SCATTERED, 70, 90, table=Table(201, per_head=True), block=(32, 32), k_heads=2),
+    Case(SCATTERED, 70, 90, table=Table(31, beyond="zero", rel_v="shared"), block=(32, 64)),
+    Case(SCATTERED, 40, 50, table=Table(1), key_lengths=(50, 33), query_offset=17),
+]
 # every tensor there is, both ends of the table, more than one tile
 SMALL = Case(Full(), 20, table=Table(7, q_rel=True, rel_v="shared"))
-SMALL_BFLOAT16 = [PLAIN[3], PLAIN[12], PLAIN[16], RELATIVE[2], SMALL]
+SMALL_BFLOAT16 = [
+    PLAIN[3],
+    PLAIN[12],
+    PLAIN[16],
+    RELATIVE[2],
+    SMALL,
+    PATTERNS[3],
+    RELATIVE_PATTERNS[3],
+]
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +187,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(configs, "candidates", lambda kind: [configs.Config(*block, 4, 1)])
 
 
-@pytest.mark.parametrize("case", PLAIN + RELATIVE, ids=str)
+@pytest.mark.parametrize("case", PLAIN + RELATIVE + PATTERNS + RELATIVE_PATTERNS, ids=str)
 def test_values_and_gradients(case: Case) -> None:
     """out, lse and every gradient, lse's included, are as accurate as eager float32."""
     options = {} if case.scale is None else {"scale": case.scale}
@@ -194,6 +234,33 @@ def test_split_keys(table: Table | None, splits: int, monkeypatch: pytest.Monkey
     assert grid[1] == splits
     assert options["PACKED"]
     assert merge.fn.__name__ == "merge_splits_kernel"
+
+
+@pytest.mark.parametrize("splits", [2, 5])
+def test_split_keys_of_a_pattern(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of the tiles in order, of which some are seen in full."""
+    monkeypatch.setattr(launch, "split_count", lambda *args: splits)
+    case = Case(GROUPS, 5, 145, k_heads=2, key_lengths=(145, 90), query_offset=(0, 60))
+    call = variant(case.geometry)
+    check_against_reference(call, case.inputs(), TRITON, gradients=False)
+
+
+@pytest.mark.parametrize("table", [None, Table(9, rel_v="shared")], ids=["plain", "relative"])
+def test_unseen_keys_of_a_pattern(table: Table | None) -> None:
+    """NaN where a key is seen by nobody, or only by rows that this call does not have."""
+    case = Case(SCATTERED, 20, 90, table, query_offset=70)
+    inputs = case.inputs()
+    seen = SCATTERED.visible(torch.arange(70, 90).unsqueeze(1), torch.arange(90)).any(0)
+    assert seen.any()
+    assert not seen.all()
+    spoilt = inputs.map(torch.clone)
+    spoilt.k[:, :, ~seen] = math.nan
+    spoilt.v[:, :, ~seen] = math.inf
+    call = variant(case.geometry, table)
+    expected = run(call, inputs, backend="triton", return_lse=True)
+    actual = run(call, spoilt, backend="triton", return_lse=True)
+    for name, x in expected.items():
+        assert torch.equal(x, actual[name]), name
 
 
 @pytest.mark.parametrize("case", [PLAIN[4], PLAIN[18], SMALL], ids=str)
@@ -254,15 +321,15 @@ def query_tile_kernel(
 ):  # fmt: skip
     """What query_tile says of every tile, and the positions of BLOCK_K keys."""
     tile = tl.program_id(0)
-    index, exists, member, _, _, low, high, start, stop, full_start, full_stop, boxes = (
-        rules.query_tile(tile, q_len, k_len, offset, extent, group, GEOMETRY, PACKED, BLOCK_Q)
+    index, exists, member, _, _, low, high, start, stop, full_start, full_stop, places = (
+        rules.query_tile(tile, q_len, k_len, offset, extent, group, None, GEOMETRY, PACKED, BLOCK_Q)
     )
     row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     tl.store(index_ptr + row, tl.where(exists, index * group + member, -1))
     tl.store(spans_ptr + 2 * row, low)
     tl.store(spans_ptr + 2 * row + 1, high)
     numbers = tl.arange(0, BLOCK_K)
-    position = rules.key_position(numbers, boxes, extent, GEOMETRY)
+    position = rules.key_position(numbers, places, extent, GEOMETRY)
     tl.store(position_ptr + tile * BLOCK_K + numbers, position)
     tl.store(range_ptr + tile * 4, start)
     tl.store(range_ptr + tile * 4 + 1, stop)
