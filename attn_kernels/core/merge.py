@@ -50,7 +50,7 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
 def check_parts(outs: Any, lses: Any) -> None:
     """Raise TypeError or ValueError unless merge() may be called so."""
     for name, parts in (("outs", outs), ("lses", lses)):
-        if isinstance(parts, Tensor) or not isinstance(parts, Sequence):
+        if not isinstance(parts, Sequence):
             raise TypeError(
                 f"{name} must be a list or tuple of tensors, got {type(parts).__name__}"
             )
