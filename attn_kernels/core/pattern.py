@@ -137,7 +137,7 @@ class Pattern(Geometry):
 
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
-        if self.n_runs == 0 or start >= stop:
+        if self.n_runs == 0:
             return 0
         bits_in_byte = sum(torch.arange(256) >> i & 1 for i in range(8))
         pairs = 0
