@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("peak.cpp")
 WIDTHS = (128, 256, 512)  # bits of a vector; one that the CPU lacks is emulated, and slower
 READ_FLOATS = 1 << 25  # 128 MiB for each thread: more than its share of any cache
 TRIES = 3
@@ -54,23 +53,40 @@ def usable_cores() -> int:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """peak.cpp, compiled once for this machine into the user's cache; None where that fails."""
+def library(source: Path, include: Path | None = None) -> ctypes.CDLL | None:
+    """A C++ file, compiled once for this machine into the user's cache; None where that fails.
+
+    include: the folder of its headers.
+    """
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         return None
-    command = [*compiler.split(), "-O3", "-march=native", "-shared", "-fPIC"]
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{command}{cpu_name()}".encode()).hexdigest()[:16]
+    flags = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w", "-shared", "-fPIC"]
+    command = [*compiler.split(), *flags]
+    headers = []
+    if include is not None:
+        command.append(f"-I{include}")
+        headers = sorted(include.rglob("*.h"))
+    content = b"".join(path.read_bytes() for path in (source, *headers))
+    key = hashlib.sha256(content + f"{command}{cpu_name()}".encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attn_kernels"
-    path = folder / f"peak-{key}.so"
+    path = folder / f"{source.stem}-{key}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            built = Path(temporary, "peak.so")
-            if subprocess.run([*command, "-o", built, SOURCE]).returncode:
+            built = Path(temporary, path.name)
+            if subprocess.run([*command, "-o", built, source]).returncode:
                 return None  # the compiler has said why
             built.replace(path)  # at once: another run may be building it too
-    loaded = ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def peaks_library() -> ctypes.CDLL | None:
+    """peak.cpp, with the types of its functions."""
+    loaded = library(Path(__file__).with_name("peak.cpp"))
+    if loaded is None:
+        return None
     seconds, pointer, count = ctypes.c_double, ctypes.c_void_p, ctypes.c_int64
     for name, arguments in {
         **{f"fma_flops_{width}": [seconds] for width in WIDTHS},
@@ -87,7 +103,7 @@ class Gauge:
     """Measures one limit of some threads together: "fma_flops_256" and so on, "read" or "copy"."""
 
     def __init__(self, kind: str, threads: int) -> None:
-        self.kind, self.threads, self.library = kind, threads, library()
+        self.kind, self.threads, self.library = kind, threads, peaks_library()
         self.pool = ThreadPoolExecutor(threads)  # C functions called by ctypes run in parallel
         shape = (threads if kind in ("read", "copy") else 0, READ_FLOATS)
         self.source, self.target = torch.ones(shape), torch.zeros(shape)
@@ -110,7 +126,7 @@ class Gauge:
 @cache
 def measure(threads: int, seconds: float = 0.2) -> Peaks | None:
     """The limits of `threads` threads, the best of some tries; None if a compiler is missing."""
-    if library() is None:
+    if peaks_library() is None:
         return None
 
     def best(kind: str) -> float:

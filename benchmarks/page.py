@@ -10,22 +10,26 @@ from .results import Recording
 from .sweeps import fit_text, swept
 
 STYLE = """
+:root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; }
-td, th { padding: 2px 10px; text-align: right; border-bottom: 1px solid #ddd; }
+td, th { padding: 2px 10px; text-align: right; white-space: nowrap; }
+td, th { border-bottom: 1px solid #8884; }
 td:first-child, th:first-child, td:last-child, th:last-child { text-align: left; }
 td:nth-child(2) { font-weight: 600; }
-pre { background: #f5f5f3; padding: 0.8em; overflow-x: auto; font-size: 13px; }
-svg { max-width: 100%; height: auto; }
+pre { background: #8882; padding: 0.8em; font-size: 13px; white-space: pre-wrap; }
+figure { margin: 1em 0; }
+svg { max-width: 100%; height: auto; background: #fff; }
 """
 
 
 def html_table(found: Table) -> str:
     """One table, its notes and its summary."""
     head, *rows = found.rows
-    lines = [f"<h3>{escape(found.title)}</h3>", "<table>", html_row(head, "th")]
+    lines = [f"<h3>{escape(found.title)}</h3>", '<div class="wide"><table>', html_row(head, "th")]
     lines += [html_row(row, "td") for row in rows]
-    lines.append("</table>")
+    lines.append("</table></div>")
     lines += [f"<p>{escape(text)}</p>" for text in (*found.notes, found.summary) if text]
     return "\n".join(lines)
 
@@ -46,6 +50,7 @@ def page(recording: Recording) -> str:
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>attn_kernels on {escape(recording.environment['device'])}</title>",
         f"<style>{STYLE}</style></head><body>",
         "<h1>attn_kernels: measured</h1>",

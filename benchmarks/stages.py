@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
-import subprocess
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,7 @@ import torch
 
 from attn_kernels import causal_attention
 
-from .machine import measure
+from .machine import library, measure
 
 SOURCE = Path(__file__).with_name("stages.cpp")
 KERNELS = Path(__file__).parents[1] / "csrc"
@@ -51,22 +48,19 @@ class Stages:
 
 
 def measure_stages(dim: int, seconds: float) -> Stages:
-    """Build stages.cpp for this machine and run it."""
+    """Build stages.cpp for this machine, where it is not built yet, and run it."""
+    built = library(SOURCE, KERNELS)
+    if built is None:
+        raise SystemExit("stages.cpp does not compile here: it needs a C++ compiler")
     times = (ctypes.c_double * len(STAGES))()
     queries, keys = ctypes.c_int64(), ctypes.c_int64()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "stages.so")
-        compiler = os.environ.get("CXX", "c++").split()
-        flags = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-w", "-shared", "-fPIC"]
-        subprocess.run([*compiler, *flags, f"-I{KERNELS}", "-o", path, SOURCE], check=True)
-        function = ctypes.CDLL(str(path)).attn_stages
-        function(
-            ctypes.c_int64(dim),
-            ctypes.c_double(seconds),
-            times,
-            ctypes.byref(queries),
-            ctypes.byref(keys),
-        )
+    built.attn_stages(
+        ctypes.c_int64(dim),
+        ctypes.c_double(seconds),
+        times,
+        ctypes.byref(queries),
+        ctypes.byref(keys),
+    )
     return Stages(list(times), queries.value, keys.value)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import attn_kernels
-from attn_kernels import Causal, Full, Local1d, Local2d
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern
 from attn_kernels.core.geometry import Geometry
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -217,16 +217,25 @@ def scan_key(geometry: Local2d, position: int) -> tuple[int, ...]:
     return row // geometry.block[0], col // geometry.block[1], row, col
 
 
+def default_offset(geometry: Geometry, q_len: int, k_len: int) -> int:
+    """The last query sees the last key; under a Pattern they stand to each other as its own do."""
+    if not isinstance(geometry, Pattern):
+        return k_len - q_len
+    return 0 if q_len == geometry.q_len else (k_len - geometry.k_len) - (q_len - geometry.q_len)
+
+
 def pairs(variant: Variant, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Which pairs attend, and their offsets j - p_i: both [B or 1, 1, Lq, Lk]."""
     space = tuple(inputs.q.shape[2:-1])
     q_len, k_len = math.prod(space), math.prod(inputs.k.shape[2:-1])
-    offset = k_len - q_len if inputs.query_offset is None else inputs.query_offset
+    geometry, offset = variant.geometry(space), inputs.query_offset
+    if offset is None:
+        offset = default_offset(geometry, q_len, k_len)
     q_pos = torch.arange(q_len, device=inputs.q.device).view(-1, 1) + torch.as_tensor(offset).view(
         -1, 1, 1, 1
     )
     k_pos = torch.arange(k_len, device=inputs.q.device)
-    visible = variant.geometry(space).visible(q_pos, k_pos)
+    visible = geometry.visible(q_pos, k_pos)
     if inputs.key_lengths is not None:
         visible = visible & (k_pos < inputs.key_lengths.view(-1, 1, 1, 1))
     return visible, k_pos - q_pos

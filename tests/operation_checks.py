@@ -353,11 +353,8 @@ class OperationTests:
         """
         if backend.name == "reference":
             pytest.skip("the dense reference takes O(Lq * Lk) memory by definition")
-        for _ in range(3):  # what one process manages with is enough; heaps differ
-            extra = peak_memory(type(self), backend)
-            if extra[8192] <= 2.25 * extra[4096] + 2**20:
-                break
-        assert extra[8192] <= 2.25 * extra[4096] + 2**20
+        extra = peak_memory(type(self), backend)
+        assert extra[8192] <= 2.1 * extra[4096]
         assert extra[8192] < 8192 * 8192 * 4 / 4
 
     def test_matches_torch_sdpa(self, backend: Target, variant: Variant) -> None:
@@ -481,12 +478,17 @@ def torch_sdpa(variant: Variant, inputs: Inputs) -> Tensor:
 
 
 def peak_memory(tests: type[OperationTests], target: Target) -> dict[int, int]:
-    """Bytes that a call and its backward add to a process's peak, by length, in a fresh process."""
+    """Bytes that a call and its backward add to a process's peak, by length, in a fresh process.
+
+    There malloc gives large blocks back at once (glibc's own threshold moves with what was freed).
+    """
     command = [
         sys.executable, str(Path(__file__).parent / "peak_memory.py"),
         tests.__module__, tests.__name__, target.name,
     ]  # fmt: skip
-    environment = subprocess_environment(ATTN_KERNELS_ISA=target.isa, ATTN_KERNELS_POISON="0")
+    environment = subprocess_environment(
+        ATTN_KERNELS_ISA=target.isa, ATTN_KERNELS_POISON="0", MALLOC_MMAP_THRESHOLD_="65536"
+    )
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return {int(length): extra for length, extra in json.loads(result.stdout).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks import machine, options, plots, readme, report, summary, sweeps
 from benchmarks.cases import CASES
 from benchmarks.common import WrongValues, check_against_float64
 from benchmarks.compare import comparison
+from benchmarks.measure import FLOOR, ZERO_FLOOR, errors
 from benchmarks.memory import MemoryMeter
 from benchmarks.peers import visible_mask
 from benchmarks.results import OURS, Entry, Recording, Result, UnknownFormat, load, save
@@ -267,7 +269,7 @@ def test_the_command_line_is_checked(arguments, message):
 @pytest.fixture
 def quick_run(monkeypatch, thread_count):
     """No peaks, and no process of its own for memory."""
-    monkeypatch.setattr(machine, "library", lambda: None)
+    monkeypatch.setattr(machine, "peaks_library", lambda: None)
     machine.measure.cache_clear()
     machine.limit_gauge.cache_clear()
     monkeypatch.setattr(MemoryMeter, "__call__", lambda *_: 4096)
@@ -303,6 +305,18 @@ def test_wrong_values_are_not_timed(quick_run, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "WRONG VALUES: overhead [1,1,1,64]" in printed
     assert "GFLOP/s" not in printed
+
+
+@pytest.mark.parametrize(
+    ("value", "compared_with"),
+    [(1.0, 1.0), (1e-3, 10.0 * FLOOR), (1e-5, 10.0 * ZERO_FLOOR), (0.0, 10.0 * ZERO_FLOOR)],
+)
+def test_errors_are_relative(value, compared_with):
+    """To a result itself, or to a part of the largest among all: less where it is only rounding."""
+    largest, result = torch.full((4,), 10.0), torch.full((4,), value, dtype=torch.float64)
+    found = errors([largest, result + 1e-6], [largest, result])
+    assert found == pytest.approx((1e-6 / compared_with,) * 2)
+    assert errors([largest * math.nan], [largest]) == (math.inf, math.inf)
 
 
 @needs_cpu

@@ -84,6 +84,8 @@ def test_bad_input():
         model.generate(tokens(20), 5)
     with pytest.raises(ValueError, match="tokens must hold at least one token"):
         model.generate(tokens(0), 5)
+    with pytest.raises(ValueError, match="there must be at least one token to predict, got none"):
+        model.loss(tokens(1))
     with pytest.raises(ValueError, match=r"tokens must lie in \[0, 11\), got 0 to 11"):
         model(torch.tensor([[0, 11]]))
     with pytest.raises(ValueError, match=r"preset must be one of gpt2, .*, got 'gpt5'"):

@@ -103,6 +103,8 @@ MESSAGES = [
     ([OUT], [LSE, LSE], ValueError, "outs and lses must hold one tensor of each part, got 1 and 2"),
     ([OUT.long()], [LSE], ValueError,
      "outs[0] must be [..., Lq, Dv] in float32, float64, bfloat16 or float16, got [2, 5, 3] in int64"),
+    ([LSE.sum()], [LSE], ValueError,
+     "outs[0] must be [..., Lq, Dv] in float32, float64, bfloat16 or float16, got [] in float32"),
     ([OUT, OUT[:1]], [LSE, LSE], ValueError,
      "outs[1] must have shape [2, 5, 3] and dtype float32 like outs[0], got [1, 5, 3] and float32"),
     ([OUT], [LSE[..., None]], ValueError,

@@ -18,6 +18,7 @@ from operation_checks import OneDimensional
 from torch import Tensor
 
 from attn_kernels import Causal, Local1d, Pattern, Relative, attention, explain
+from attn_kernels.core.pattern import CELL
 from attn_kernels.core.pattern_tiles import TILE, tile_table
 
 SIZE = 1536  # of the tests' patterns: calls are parts of them
@@ -75,7 +76,11 @@ def random_mask(q_len: int, k_len: int, share: float) -> Tensor:
     return torch.where(blocks < 0.5, pairs, blocks < 0.8)
 
 
-MASKS = [
+ALONE = torch.zeros(70, 70, dtype=torch.bool)
+ALONE[3, 40] = True  # the only pair of its group
+# Full runs with nothing between them.
+MASKS = [ALONE, *((torch.arange(n) // CELL % 3 == 1).expand(n + 3, n) for n in (70, 128))]
+MASKS += [
     random_mask(*sizes)
     for sizes in (
         (0, 0, 0), (3, 0, 0), (0, 3, 0), (1, 1, 0.5), (5, 16, 0.5), (63, 65, 0.02), (64, 64, 0.9),
@@ -143,13 +148,20 @@ def test_what_is_compiled_is_the_mask(mask: Tensor) -> None:
     assert torch.equal(pattern.rows(start, stop), mask[start:stop])
     length = k_len * 2 // 3
     assert pattern.visible_pairs(stop - start, length, start) == mask[start:stop, :length].sum()
-    for runs, seen in (
-        (pattern.key_runs(start, stop, length), mask[start:stop, :length]),
-        (pattern.query_runs(0, length, start, stop), mask[start:stop, :length].T),
+    assert pattern.visible_pairs(q_len + 5, k_len, -2) == mask.sum()
+    assert pattern.visible_pairs(9, k_len, -9) == pattern.visible_pairs(9, k_len, q_len) == 0
+    k_start = max(length - 2, 0)
+    for runs, first, seen in (
+        (pattern.key_runs(start, stop, length), 0, mask[start:stop, :length]),
+        (
+            pattern.query_runs(k_start, length, start, stop),
+            start,
+            mask[start:stop, k_start:length].T,
+        ),
     ):
-        first = 0 if seen.shape[1] == length else start
         found = torch.zeros(seen.shape[1], dtype=torch.long)
         for run in runs:
+            assert first <= run.start < run.stop <= first + len(found)
             assert not found[run.start - first : run.stop - first].any()
             found[run.start - first : run.stop - first] = 2 if run.full else 1
         assert torch.equal(found, seen.any(0).long() + (seen.all(0) & seen.any(0)))
@@ -194,6 +206,10 @@ def test_a_growing_cache(backend: Target) -> None:
             torch.testing.assert_close(found, whole[:, :, row : row + n])
             given = attention(q, x.k, x.v, pattern, query_offset=row, backend=backend.name)
             torch.testing.assert_close(given, found)
+    k, v = x.k[:, :, :20], x.v[:, :, :20]  # all queries are the pattern's rows, whatever the keys
+    found = attention(x.q, k, v, pattern, backend=backend.name)
+    given = attention(x.q, k, v, pattern, query_offset=0, backend=backend.name)
+    torch.testing.assert_close(found, given)
 
 
 def test_rows_that_the_pattern_does_not_have(backend: Target) -> None:

@@ -24,7 +24,7 @@ from common import (
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from attn_kernels import Causal, Full, Local1d, Local2d, Relative, attention
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
 from attn_kernels.core.geometry import Geometry
 
 EXAMPLES = os.environ.get("ATTN_KERNELS_EXAMPLES")
@@ -42,8 +42,25 @@ dims = st.one_of(counts(1, 40), st.sampled_from([48, 64, 80, 128]))
 
 
 @st.composite
-def geometries_1d(draw: Any) -> Geometry:
-    kind = draw(st.sampled_from(["full", "causal", "local", "local-both"]))
+def patterns(draw: Any, q_len: int, k_len: int) -> Pattern:
+    """A mask of at least so many queries and keys: blocks that are seen in full, in part or not at
+    all, of any size, so that tiles are of every kind and no run begins where a tile does."""
+    size = q_len + draw(counts(0, 70)), k_len + draw(counts(0, 70))
+    block = draw(counts(1, 100)), draw(counts(1, 100))
+    full, part = draw(st.floats(0, 1)), draw(st.floats(0, 1))
+    generator = torch.Generator().manual_seed(draw(counts(0, 99)))
+    kinds = torch.rand([n // b + 1 for n, b in zip(size, block, strict=True)], generator=generator)
+    kinds = kinds.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+    pairs = torch.rand(size, generator=generator) < draw(st.floats(0, 1))
+    kinds = kinds[: size[0], : size[1]]
+    return Pattern.from_mask((kinds < full) | (kinds > part) & pairs)
+
+
+@st.composite
+def geometries_1d(draw: Any, q_len: int, k_len: int) -> Geometry:
+    kind = draw(st.sampled_from(["full", "causal", "local", "local-both", "pattern", "pattern"]))
+    if kind == "pattern":
+        return draw(patterns(q_len, k_len))
     if kind == "full":
         return Full()
     if kind == "causal":
@@ -92,7 +109,9 @@ def sizes(draw: Any) -> dict[str, Any]:
 @st.composite
 def calls_1d(draw: Any) -> tuple[Variant, Inputs]:
     """A 1-D geometry, perhaps with tables, on any lengths, with any entries."""
-    geometry = draw(geometries_1d())
+    q_len = draw(lengths)
+    k_len = draw(st.just(q_len) | lengths)
+    geometry = draw(geometries_1d(q_len, k_len))
     table = draw(st.none() | tables(geometry.causal))
 
     def call(x: Inputs, **options: Any) -> Any:
@@ -102,17 +121,24 @@ def calls_1d(draw: Any) -> tuple[Variant, Inputs]:
         return attention(x.q, x.k, x.v, geometry, score, **options)
 
     variant = Variant("1d", call, lambda _: geometry, table)
-    q_len = draw(lengths)
-    k_len = draw(st.just(q_len) | lengths)
     inputs = make_inputs(variant, (q_len,), (k_len,), **sizes(draw))
     batch = inputs.q.shape[0]
-    offset = counts(-50, 300)
     inputs = replace(
         inputs,
         key_lengths=draw(st.none() | entries(batch, counts(0, k_len + 5))),
-        query_offset=draw(st.none() | offset | entries(batch, offset)),
+        query_offset=draw(offsets(geometry, q_len, k_len, batch)),
     )
     return variant, with_layouts(draw, inputs)
+
+
+def offsets(geometry: Geometry, q_len: int, k_len: int, batch: int) -> st.SearchStrategy[Any]:
+    """None, an int or one for each batch entry; under a Pattern all rows of an int are its own."""
+    offset = counts(-50, 300)
+    if not isinstance(geometry, Pattern):
+        return st.none() | offset | entries(batch, offset)
+    rows = range(geometry.q_len - q_len + 1)
+    default = st.none() if geometry.default_offset(q_len, k_len) in rows else st.nothing()
+    return default | st.sampled_from(rows) | entries(batch, offset)
 
 
 @st.composite

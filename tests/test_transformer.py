@@ -110,6 +110,10 @@ class TestModel:
             model.translate(torch.tensor([[0, 13]]))
         with pytest.raises(ValueError, match=r"source must have shape \[batch, length > 0\]"):
             model.translate(torch.empty(1, 0, dtype=torch.int64))
+        with pytest.raises(ValueError, match="source must have at least one token, got none in"):
+            model.translate(torch.zeros(1, 3, dtype=torch.int64))
+        with pytest.raises(ValueError, match="source must have pad 0 only at its end"):
+            model.translate(torch.tensor([[3, 0, 4]]))
         with pytest.raises(ValueError, match="beams must be at least 1, got 0"):
             model.translate(sentences(), beams=0)
         with pytest.raises(ValueError, match="norm must be one of 'post', 'pre', got 'middle'"):

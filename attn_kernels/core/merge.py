@@ -28,21 +28,20 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         the dtype of outs. A query without keys in any part gives 0 and lse -inf.
     """
     check_parts(outs, lses)
-    has_key = [lse != -torch.inf for lse in lses]
-    # exp(-inf - -inf) would be NaN, forward and backward: a part without keys is left out.
-    finite = [torch.where(has, lse, 0) for has, lse in zip(has_key, lses, strict=True)]
     highest = torch.stack([lse.detach() for lse in lses]).amax(0)
+    # exp(-inf - -inf) would be NaN, forward and backward.
     highest = torch.where(highest == -torch.inf, 0, highest)
-    weights = [
-        torch.where(has, torch.exp(lse - highest), 0)
-        for has, lse in zip(has_key, finite, strict=True)
-    ]
+    weights = [torch.exp(lse - highest) for lse in lses]
     total = sum(weights)
     seen = total != 0
     total = torch.where(seen, total, 1)
+    # A part without keys has weight 0 and may hold anything.
+    parts = (
+        torch.where((lse != -torch.inf).unsqueeze(-1), out, 0)
+        for lse, out in zip(lses, outs, strict=True)
+    )
     out = sum(
-        (weight / total).unsqueeze(-1) * torch.where(has.unsqueeze(-1), part.to(lse.dtype), 0)
-        for weight, has, lse, part in zip(weights, has_key, lses, outs, strict=True)
+        (weight / total).unsqueeze(-1) * part for weight, part in zip(weights, parts, strict=True)
     )
     lse = torch.where(seen, highest + torch.log(total), -torch.inf)
     return out.to(outs[0].dtype), lse
@@ -51,7 +50,7 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
 def check_parts(outs: Any, lses: Any) -> None:
     """Raise TypeError or ValueError unless merge() may be called so."""
     for name, parts in (("outs", outs), ("lses", lses)):
-        if isinstance(parts, Tensor) or not isinstance(parts, Sequence):
+        if not isinstance(parts, Sequence):
             raise TypeError(
                 f"{name} must be a list or tuple of tensors, got {type(parts).__name__}"
             )

@@ -112,24 +112,25 @@ class Pattern(Geometry):
         return (words[q_pos // GROUP, k_pos] >> q_pos % GROUP & 1).bool() & q_inside & k_inside
 
     def words(self, first: int, stop: int) -> Tensor:
-        """[stop - first, k_len]: bit i of word [g, j] is set if query 64 (first + g) + i sees j."""
+        """[stop - first, k_len]: bit i of word [g, j] is set if query 64 (first + g) + i sees j, or
+        is none of the pattern's."""
         groups, keys = torch.arange(first, stop).unsqueeze(1), torch.arange(self.k_len)
-        n_groups, pitch = group_count(self.q_len), self.k_len + 1
+        n_groups = group_count(self.q_len)
         runs = self.table[n_groups + 1 :][: self.n_runs * RUN_NUMBERS].view(-1, RUN_NUMBERS)
         runs_until = self.table[1 : n_groups + 1]
         group_of = torch.searchsorted(runs_until, torch.arange(self.n_runs), right=True)
-        order = group_of * pitch + runs[:, 0]
-        run = torch.searchsorted(order, groups * pitch + keys, right=True).sub(1).clamp(min=0)
+        order = group_of * self.k_len + runs[:, 0]
+        run = torch.searchsorted(order, groups * self.k_len + keys, right=True).sub(1).clamp(min=0)
         start, end, _, place = runs[run].unbind(-1)
         inside = (group_of[run] == groups) & (keys >= start) & (keys < end)
         word = self.table[torch.where(inside & (place >= 0), place + keys - start, 0)]
-        word = torch.where(place < 0, full_words(groups, self.q_len), word)
+        word = torch.where(place < 0, -1, word)
         return torch.where(inside, word, 0)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """[stop - start, k_len] bool: what some consecutive queries see."""
-        if self.n_runs == 0 or start >= stop:
-            return torch.zeros(max(stop - start, 0), self.k_len, dtype=torch.bool)
+        if self.n_runs == 0:
+            return torch.zeros(stop - start, self.k_len, dtype=torch.bool)
         first = start // GROUP
         queries = torch.arange(start, stop)
         words = self.words(first, group_count(stop))
@@ -143,7 +144,7 @@ class Pattern(Geometry):
 
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
-        if self.n_runs == 0 or start >= stop:
+        if self.n_runs == 0:
             return 0
         bits_in_byte = sum(torch.arange(256) >> i & 1 for i in range(8))
         pairs = 0

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .pattern import GROUP, Pattern, group_count, pack
+from .pattern import GROUP, Pattern, full_words, group_count, pack
 
 TILE = GROUP  # queries, and keys, of a tile: a word has a bit for each
 GROUPS_AT_A_TIME = 16  # whose words are looked at together
@@ -35,7 +35,8 @@ def build(pattern: Pattern, device: torch.device) -> Tensor:
     for first in range(0, n_groups if pattern.n_runs else 0, GROUPS_AT_A_TIME):
         count = min(GROUPS_AT_A_TIME, n_groups - first)
         tiles = torch.zeros(count, n_blocks * TILE, dtype=torch.int64)
-        tiles[:, : pattern.k_len] = pattern.words(first, first + count)
+        rows = full_words(torch.arange(first, first + count), pattern.q_len)
+        tiles[:, : pattern.k_len] = pattern.words(first, first + count) & rows.unsqueeze(1)
         tiles = tiles.view(count, n_blocks, TILE)
         is_full = (tiles == -1).all(2)
         is_partial = (tiles != 0).any(2) & ~is_full

@@ -25,6 +25,8 @@ def smoothed_cross_entropy(
         targets: int64 [...]; where they are `ignore`, nothing counts.
     """
     check_fraction("smoothing", smoothing)
+    if targets.numel() == 0:
+        raise ValueError("there must be at least one token to predict, got none")
     return F.cross_entropy(
         logits.flatten(0, -2).float() if logits.dtype.itemsize < 4 else logits.flatten(0, -2),
         targets.flatten(),

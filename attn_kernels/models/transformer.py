@@ -24,6 +24,7 @@ from attn_kernels.nn.checks import check_choice, check_counts, check_fraction, c
 from .config import Config
 from .sampling import generate
 from .search import beam_search
+from .tokens import lengths_of
 from .training import smoothed_cross_entropy
 
 
@@ -112,7 +113,7 @@ class Transformer(nn.Module):
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's output [B, S, dim] for source [B, S], padded on the right; its lengths."""
         check_ids("source", source, self.config.vocab)
-        lengths = (source != self.config.pad).sum(1)
+        lengths = lengths_of("source", source, self.config.pad)
         return self.encoder(self.embed(source), key_lengths=lengths), lengths
 
     def decode(
