@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import triton
 
-DIRECTIONS = ("forward", "grad_q", "grad_kv", "grad_table")
+DIRECTIONS = ("forward", "grad_q", "grad_kv")
 # Shared memory of one program, bytes.
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 AMD_SHARED_LIMIT = 65536
@@ -80,7 +80,7 @@ def shared_bytes(kind: Kind, config: Config) -> int:
     streams = 2 + (2 if kind.relative and kind.direction in ("forward", "grad_q") else 0)
     if kind.values:
         streams += 2
-    homes = {"forward": 1, "grad_q": 2, "grad_kv": 2, "grad_table": 2}[kind.direction]
+    homes = {"forward": 1, "grad_q": 2, "grad_kv": 2}[kind.direction]
     tile = kind.dim * kind.element_size
     rotation = 4 * config.block_q * config.block_k if kind.relative else 0
     weights = 2 * kind.element_size * config.block_q * config.block_k
@@ -89,11 +89,14 @@ def shared_bytes(kind: Kind, config: Config) -> int:
 
 def fits(kind: Kind, config: Config) -> bool:
     """Whether a configuration can run: the only rule that drops one."""
-    if kind.relative and config.block_q > config.block_k:
-        return False  # the band of a tile is two chunks
-    if kind.direction == "grad_table" and config.block_q > config.block_k:
+    if kind.relative and config.block_q > band_chunks(kind) * config.block_k:
         return False
     return shared_bytes(kind, config) <= shared_limit(kind.arch)
+
+
+def band_chunks(kind: Kind) -> int:
+    """How often BLOCK_K may go into BLOCK_Q: products of the band that are carried along."""
+    return 1 if kind.direction == "grad_kv" else 2
 
 
 def candidates(kind: Kind) -> list[Config]:
@@ -101,10 +104,10 @@ def candidates(kind: Kind) -> list[Config]:
     rows = DEFAULTS[kind.direction](kind)
     # a tile is no larger than its home; and a warp takes 16 rows of it, or two do the same work
     home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
-    if kind.direction != "grad_table":
-        rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
+    rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
     if kind.relative:
-        rows = [replace(row, block_q=min(row.block_q, row.block_k)) for row in rows]
+        most = band_chunks(kind)
+        rows = [replace(row, block_q=min(row.block_q, most * row.block_k)) for row in rows]
     rows = [
         replace(row, num_warps=min(row.num_warps, max(4, getattr(row, home) // 16))) for row in rows
     ]
@@ -172,19 +175,10 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
 
 
-def grad_table_rows(kind: Kind) -> list[Config]:
-    if kind.element_size == 4 or kind.dim > 128 or kind.values:
-        return [Config(16, 16, 4, 1)]
-    if kind.dim <= 64 and kind.arch == 90:
-        return [Config(16, 64, 4, 2), Config(32, 64, 4, 2), Config(16, 32, 4, 2)]
-    return [Config(16, 16, 4, 2), Config(16, 32, 4, 2), Config(32, 64, 4, 2), Config(16, 16, 4, 1)]
-
-
 DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
     "forward": forward_rows,
     "grad_q": grad_q_rows,
     "grad_kv": grad_kv_rows,
-    "grad_table": grad_table_rows,
 }
 
 

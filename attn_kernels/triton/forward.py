@@ -7,12 +7,13 @@ import triton.language as tl
 
 from .geometry import key_position, query_tile
 from .score import (
-    band_term,
+    by_key,
     edge_product,
     edge_row,
     in_current,
     load_rows,
     rotate,
+    rotated_product,
     store_rows,
     table_chunk,
 )
@@ -151,7 +152,7 @@ def attention_fwd_kernel(
     q = load_rows(q_ptr, 1, q_rows, exists, DIM, BLOCK_D, True)  # [BLOCK_Q, BLOCK_D]
     centre = 0
     if REL != "none":
-        tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
+        tl.static_assert(BLOCK_Q <= 2 * BLOCK_K, "a tile's band is at most three chunks")
         centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
         q_rel = q
         if q_rel_ptr is not None:
@@ -167,7 +168,6 @@ def attention_fwd_kernel(
             if HAS_HIGH:
                 last = n_rows - 1
                 edge_high = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
-        previous = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
 
     acc = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)
     row_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -177,14 +177,20 @@ def attention_fwd_kernel(
     bounds = key_phases(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
-    for phase in tl.static_range(5):
+    for phase in tl.static_range(4, -1, -1):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
             if phase == 2 and REL != "none":
                 row = bounds[phase] - first + centre - BLOCK_K
-                chunk = table_chunk(
-                    rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
-                )
-                previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
+                previous = rotated_product(
+                    q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip", PRECISION,
+                    DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                )  # fmt: skip
+                older = previous
+                if BLOCK_Q > BLOCK_K:
+                    older = rotated_product(
+                        q_rel, rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows, shift,
+                        REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    )  # fmt: skip
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 numbers = number + tl.arange(0, BLOCK_K)
                 key = key_position(numbers, boxes, extent, GEOMETRY)
@@ -202,12 +208,14 @@ def attention_fwd_kernel(
                     logits *= scale
                 if phase == 2 and REL != "none":
                     row = number - first + centre
-                    chunk = table_chunk(
-                        rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
-                    )
-                    current = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
-                    term = band_term(previous, current, shift[:, None], False, BLOCK_Q, BLOCK_K)
+                    current = rotated_product(
+                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                        PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    )  # fmt: skip
+                    term = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
                     logits += term if FOLDED else term * rel_scale
+                    if BLOCK_Q > BLOCK_K:
+                        older = previous
                     previous = current
                 if (phase == 1 or phase == 3) and REL == "clip":
                     edge = edge_low if phase == 1 else edge_high
