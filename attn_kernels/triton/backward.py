@@ -13,7 +13,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import NO_SPECIALIZATION, entry_sizes, has_low, key_phases, phase_exists, phase_masked
+from .forward import (
+    NO_SPECIALIZATION,
+    entry_sizes,
+    has_low,
+    key_phases,
+    phase_exists,
+    phase_masked,
+)
 from .geometry import clamp, key_position, query_tile
 from .score import (
     by_key,
@@ -210,9 +217,9 @@ def grad_q_kernel(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
     if REL != "none":
-        steps = (bounds[3] - bounds[2] + BLOCK_K - 1) // BLOCK_K
+        steps = (bounds[1] - bounds[0] + BLOCK_K - 1) // BLOCK_K
         row_0 = clamp(centre - first, -(1 << 30), 1 << 30).to(tl.int32)  # of row 0's key 0
-        row = row_0 + bounds[2] + MARGIN
+        row = row_0 + bounds[0] + MARGIN
         chunk_low = (row - BLOCK_Q + 1) // BLOCK_K - MARGIN // BLOCK_K
         chunk_high = (row + steps * BLOCK_K + BLOCK_K - 1) // BLOCK_K - MARGIN // BLOCK_K
         chunk_low = tl.where(steps > 0, chunk_low, 0)
@@ -223,9 +230,9 @@ def grad_q_kernel(
         if rel_v_ptr is not None:
             fill_ends(v_sheared_ptr, stride_sheared, chunk_low, chunk_high, BLOCK_Q, BLOCK_K)
         tl.debug_barrier()  # before other threads write there
-    for phase in tl.static_range(4, -1, -1):
+    for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
-            if phase == 2 and REL != "none":
+            if phase == 0 and REL != "none":
                 row = bounds[phase] + row_0 - BLOCK_K
                 previous = rotated_product(
                     q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip", PRECISION,
@@ -264,7 +271,7 @@ def grad_q_kernel(
                     BLOCK_DV,
                     phase_masked(phase, GEOMETRY, REL),
                 )
-                if phase == 2 and REL != "none":
+                if phase == 0 and REL != "none":
                     row = number + row_0
                     current = rotated_product(
                         q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
@@ -284,7 +291,7 @@ def grad_q_kernel(
                     if not FOLDED:
                         logits *= scale
                 grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
-                if phase == 2 and REL != "none":  # noqa: SIM102
+                if phase == 0 and REL != "none":  # noqa: SIM102
                     if rel_v_ptr is not None:
                         current = rotated_product(
                             grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, REL == "clip",
@@ -297,10 +304,10 @@ def grad_q_kernel(
                             v_older = v_previous
                         v_previous = current
                 if (phase == 1 or phase == 3) and REL == "clip":
-                    edge = edge_low if phase == 1 else edge_high
+                    edge = edge_low if phase == 3 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]
                     if rel_v_ptr is not None:
-                        grad_weights += (v_edge_low if phase == 1 else v_edge_high)[:, None]
+                        grad_weights += (v_edge_low if phase == 3 else v_edge_high)[:, None]
                 weights = tl.exp2(logits * factor - lse[:, None])
                 grad_logits = weights * (grad_weights - delta[:, None])
                 if phase_masked(phase, GEOMETRY, REL):
@@ -312,18 +319,18 @@ def grad_q_kernel(
                         weights = tl.where(seen, weights, 0.0)
                 grads = grad_logits.to(k.dtype)
                 acc = tl.dot(grads, k, acc, input_precision=PRECISION)
-                if phase == 2 and REL != "none":
+                if phase == 0 and REL != "none":
                     store_skewed(sheared_ptr, stride_sheared, row, grads, BLOCK_Q, BLOCK_K)
                     if rel_v_ptr is not None:
                         store_skewed(
                             v_sheared_ptr, stride_sheared, row, weights.to(v.dtype),
                             BLOCK_Q, BLOCK_K,
                         )  # fmt: skip
-                if phase == 1 and REL == "clip":
+                if phase == 3 and REL == "clip":
                     far_low += tl.sum(grad_logits, 1)
                     if rel_v_ptr is not None:
                         v_far_low += tl.sum(weights, 1)
-                if phase == 3 and REL == "clip":
+                if phase == 1 and REL == "clip":
                     far_high += tl.sum(grad_logits, 1)
                     if rel_v_ptr is not None:
                         v_far_high += tl.sum(weights, 1)

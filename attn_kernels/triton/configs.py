@@ -1,7 +1,8 @@
 """Tile sizes: one small table, the predicate that says whether a row fits, and an opt-in search.
 
-The rows were chosen from machine code, not from time: the largest tiles that compile without spills
-and fit shared memory on every architecture named (`python -m benchmarks.compiled`, triton 3.6.0).
+The rows were chosen from machine code, not from time: the largest tiles that fit shared memory and
+compile with next to no spills in their loops on every architecture named
+(`python -m benchmarks.compiled`, triton 3.6.0).
 ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest
 in ~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
 """
@@ -133,8 +134,8 @@ def forward_rows(kind: Kind) -> list[Config]:
     if kind.values or (kind.relative and kind.arch < 90):
         return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
     if kind.relative:
-        return [Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(32, 64, 4, 2),
-                Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        return [Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(64, 32, 4, 2),
+                Config(32, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
     if kind.rows < 128:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
@@ -149,8 +150,10 @@ def grad_q_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2),
-                Config(32, 32, 4, 1)]  # fmt: skip
+        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
+                Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        wide = kind.arch >= 90 and kind.dim <= 128 and not kind.values
+        return [Config(64, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
         return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -160,9 +163,11 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
-        first = Config(32, 64, 4, 2) if wide else Config(32, 32, 4, 2)
-        return [first, Config(64, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 2),
+                Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        wide = kind.arch >= 90 and kind.dim <= 128 and not kind.values
+        first = Config(32, 128, 8, 2) if kind.dim <= 64 else Config(32, 64, 4, 2)
+        return [first, *rows] if wide else rows
     if kind.dim <= 64:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)

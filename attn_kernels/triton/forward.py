@@ -53,13 +53,13 @@ def phase_exists(phase, geometry, rel, causal):
     """Phases of key_phases that may hold keys."""
     if rel == "none":
         return phase in (2, 4) or (phase == 0 and has_low(geometry))
-    return phase in (1, 2) or (phase == 3 and not causal)
+    return phase in (0, 3) or (phase == 1 and not causal)
 
 
 @triton.constexpr_function
 def phase_masked(phase, geometry, rel):
     """Phases of key_phases whose pairs are not all visible."""
-    return phase in (0, 4) if rel == "none" else phase != 1 or has_low(geometry)
+    return phase in (0, 4) if rel == "none" else phase != 3 or has_low(geometry)
 
 
 @triton.jit
@@ -70,8 +70,8 @@ def key_phases(
     """Cuts the keys [start, stop) in whole steps of BLOCK_K where the loop's body changes.
 
     Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
-    reach: 1 far below | 2 within | 3 far above; each body once, as they are large: a second copy of
-    the band's costs 40 registers (sm_90), and ptxas then serialises the products.
+    reach: 0 within | 1 far above | 3 far below. The band is first: behind another loop ptxas
+    serialises its products (sm_90, C7515). Each body is there once, as they are large.
     """
     if REL == "none":
         begin = start
@@ -92,7 +92,7 @@ def key_phases(
             near = tl.minimum(tl.maximum(high_start - start, 0), stop - start).to(tl.int32)
             high_begin = tl.minimum(start + (near + BLOCK_K - 1) // BLOCK_K * BLOCK_K, stop)
             high_begin = tl.maximum(high_begin, far_end)
-        return start, start, far_end, high_begin, stop, stop
+        return far_end, high_begin, stop, start, far_end, far_end
 
 
 @triton.jit
@@ -177,9 +177,9 @@ def attention_fwd_kernel(
     bounds = key_phases(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
-    for phase in tl.static_range(4, -1, -1):
+    for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
-            if phase == 2 and REL != "none":
+            if phase == 0 and REL != "none":
                 row = bounds[phase] - first + centre - BLOCK_K
                 previous = rotated_product(
                     q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip", PRECISION,
@@ -206,7 +206,7 @@ def attention_fwd_kernel(
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
                 if not FOLDED:
                     logits *= scale
-                if phase == 2 and REL != "none":
+                if phase == 0 and REL != "none":
                     row = number - first + centre
                     current = rotated_product(
                         q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
@@ -218,7 +218,7 @@ def attention_fwd_kernel(
                         older = previous
                     previous = current
                 if (phase == 1 or phase == 3) and REL == "clip":
-                    edge = edge_low if phase == 1 else edge_high
+                    edge = edge_low if phase == 3 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]
                 if phase_masked(phase, GEOMETRY, REL):
                     seen = numbers[None, :] < high[:, None]
@@ -242,11 +242,11 @@ def attention_fwd_kernel(
                 if rel_v_ptr is not None:
                     far_low *= rescale
                     far_high *= rescale
-                    if phase == 1:
-                        far_low += tl.sum(weights, 1)
                     if phase == 3:
+                        far_low += tl.sum(weights, 1)
+                    if phase == 1:
                         far_high += tl.sum(weights, 1)
-                    if phase == 2 and REL != "none":
+                    if phase == 0 and REL != "none":
                         sheared = rotate(
                             weights.to(v.dtype), shift[:, None], 1, False, BLOCK_Q, BLOCK_K
                         )

@@ -26,7 +26,7 @@ def is_canvas(geometry):
 def query_phase_exists(phase, geometry, rel, causal, dense):
     """Phases of query_phases that may hold queries."""
     if rel != "none":
-        return phase in (2, 3) or (phase == 1 and not causal)
+        return phase in (0, 1) or (phase == 3 and not causal)
     if phase == 0:
         return geometry != "full" and not is_canvas(geometry)
     return phase == 4 or (phase == 2 and (dense or not is_canvas(geometry)))
@@ -35,7 +35,19 @@ def query_phase_exists(phase, geometry, rel, causal, dense):
 @triton.constexpr_function
 def query_phase_masked(phase, geometry, rel):
     """Phases of query_phases whose pairs are not all visible."""
-    return phase in (0, 4) if rel == "none" else phase != 1 or geometry != "full"
+    return phase in (0, 4) if rel == "none" else phase != 3 or geometry != "full"
+
+
+@triton.constexpr_function
+def spans_cut(phase, geometry, rel):
+    """Whether queries of the phase may see a part of the keys.
+
+    Queries that do not exist have weight 0, and gradients of keys that do not exist are dropped:
+    with a table neither is masked.
+    """
+    if rel == "none":
+        return query_phase_masked(phase, geometry, rel)
+    return geometry != "full" and (geometry != "causal" or phase != 1)
 
 
 @triton.jit
@@ -46,7 +58,7 @@ def query_phases(
     """Cuts the queries [start, stop) in whole steps of BLOCK_Q where the loop's body changes.
 
     Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
-    reach: 1 far above | 2 within | 3 far below.
+    reach: 0 within | 1 far below | 3 far above; the band first, see forward.py.
     """
     if REL == "none":
         steps = (tl.maximum(full_start - start, 0) + BLOCK_Q - 1) // BLOCK_Q
@@ -64,7 +76,7 @@ def query_phases(
         low_start = key_start + centre + BLOCK_K - offset
         near = tl.minimum(tl.maximum(low_start - start, 0), stop - start).to(tl.int32)
         low_begin = tl.minimum(start + (near + BLOCK_Q - 1) // BLOCK_Q * BLOCK_Q, stop)
-        return start, start, high_end, tl.maximum(low_begin, high_end), stop, stop
+        return high_end, tl.maximum(low_begin, high_end), stop, start, high_end, high_end
 
 
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
@@ -166,8 +178,8 @@ def grad_kv_kernel(
                     first = offset + number
                     if not FOLDED:
                         logits *= scale
-                    if phase == 2 and REL != "none":
-                        row = key_start - first + centre
+                    if phase == 0 and REL != "none":
+                        row = (key_start - first + centre).to(tl.int32)
                         q_rel = q
                         if q_rel_ptr is not None:
                             q_rel = load_rows(
@@ -203,7 +215,7 @@ def grad_kv_kernel(
                             )
                     if (phase == 1 or phase == 3) and REL == "clip":
                         at = edges_ptr + home + index
-                        if phase == 1:
+                        if phase == 3:
                             at += stride_edges
                         edge = tl.load(at, mask=valid, other=0.0)
                         logits += (edge if FOLDED else edge * rel_scale)[None, :]
@@ -212,17 +224,21 @@ def grad_kv_kernel(
                             grad_weights += v_edge[None, :]
                     weights = tl.exp2(logits * factor - lse[None, :])
                     grad_logits = weights * (grad_weights - delta[None, :])
-                    if query_phase_masked(phase, GEOMETRY, REL):
-                        seen = valid[None, :] & exists[:, None]
-                        if is_canvas(GEOMETRY):
-                            if not DENSE:
-                                seen = seen & canvas_visible(
-                                    index[None, :], key[:, None], extent, GEOMETRY
-                                )
+                    if spans_cut(phase, GEOMETRY, REL):
+                        if REL != "none" and GEOMETRY == "causal":
+                            ahead = (key_start - first).to(tl.int32) + tl.arange(0, BLOCK_K)
+                            seen = ahead[:, None] <= shift[None, :]
                         else:
-                            low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
-                            seen = seen & (key[:, None] >= low[None, :])
-                            seen = seen & (key[:, None] < high[None, :])
+                            seen = valid[None, :] & exists[:, None]
+                            if is_canvas(GEOMETRY):
+                                if not DENSE:
+                                    seen = seen & canvas_visible(
+                                        index[None, :], key[:, None], extent, GEOMETRY
+                                    )
+                            else:
+                                low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
+                                seen = seen & (key[:, None] >= low[None, :])
+                                seen = seen & (key[:, None] < high[None, :])
                         weights = tl.where(seen, weights, 0.0)
                         grad_logits = tl.where(seen, grad_logits, 0.0)
                     grad_v = tl.dot(
