@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # The interpreter's minutes come first, so that several processes end together.
     items[:] = sorted(
         (item for item in items if not repeats(item)),
-        key=lambda item: item.name != "test_interpreted",
+        key=lambda item: not item.name.startswith("test_interpreted"),
     )
     config.hook.pytest_deselected(items=left_out)
 

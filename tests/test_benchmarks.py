@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import operator
+import os
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,6 +25,7 @@ from benchmarks.measure import FLOOR, ZERO_FLOOR, errors
 from benchmarks.memory import MemoryMeter
 from benchmarks.peers import visible_mask
 from benchmarks.results import OURS, Entry, Recording, Result, UnknownFormat, load, save
+from benchmarks.worker import JobError, Worker, run_all
 
 needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason="measures the CPU kernels")
 ROOT = Path(__file__).parents[1]
@@ -367,3 +371,28 @@ def test_stages_of_a_step_are_measured():
     assert len(stages.times) == len(STAGES)
     assert min(stages.times) > 0
     assert sum(causal_forward_ns(stages, 4 * stages.keys).values()) > 0
+
+
+def test_a_process_is_replaced_when_it_fails():
+    """What a job raises, its process's death and its silence are JobErrors; the next job runs."""
+    worker = Worker()
+    try:
+        assert worker.run((operator.add, 1, 2), 60) == 3
+        process = worker.process
+        assert worker.run((os.getpid,), 60) == process.pid
+        with pytest.raises(JobError, match="ZeroDivisionError"):
+            worker.run((operator.truediv, 1, 0), 60)
+        with pytest.raises(JobError, match="ended with 3"):
+            worker.run((os._exit, 3), 60)
+        with pytest.raises(JobError, match="no result after 0 s"):
+            worker.run((time.sleep, 60), 0.1)
+        assert worker.run((operator.add, 1, 2), 60) == 3
+    finally:
+        worker.stop()
+
+
+def test_jobs_keep_their_order():
+    found = run_all([(operator.truediv, 1, x) for x in (1, 0, 2)], 2, lambda: 60)
+    assert found[::2] == [1, 0.5]
+    assert isinstance(found[1], JobError)
+    assert run_all([], 2, lambda: 60) == []

@@ -102,7 +102,9 @@ def test_tiles_are_the_mask(mask: Tensor, side: int) -> None:
     n_lines = [-(-length // TILE) for length in mask.shape]
     found = torch.zeros(n_lines[0] * TILE, n_lines[1] * TILE, dtype=torch.bool)
     for line in range(n_lines[side]):
-        begin, partial, end = table[3 * (line + side * n_lines[0]) :][:3]
+        begin, partial, end, *reach = table[5 * (line + side * n_lines[0]) :][:5]
+        if begin < end:
+            assert reach == [min(table[begin:end:2]), max(table[begin:end:2]) + 1]
         for kind in (range(begin, partial, 2), range(partial, end, 2)):
             assert sorted(table[at] for at in kind) == [table[at] for at in kind]
         for at in range(begin, end, 2):

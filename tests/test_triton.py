@@ -27,9 +27,10 @@ SMALL = [
 ]
 
 
-def test_interpreted() -> None:
-    """Everything in tests/triton_kernels/interpreted.py."""
-    path = Path(__file__).parent / "triton_kernels" / "interpreted.py"
+@pytest.mark.parametrize("name", ["interpreted", "benchmarked"])
+def test_interpreted(name: str) -> None:
+    """Everything in tests/triton_kernels: the kernels, and benchmarks.gpu."""
+    path = Path(__file__).parent / "triton_kernels" / f"{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -38,7 +39,7 @@ def test_interpreted() -> None:
 
 @pytest.mark.parametrize(("case", "target", "dtype", "dim"), SMALL)
 def test_defaults_compile(case: str, target: str, dtype: str, dim: int) -> None:
-    """Default configurations neither spill registers nor exceed shared memory."""
+    """Default configurations have next to no spills in loops, and fit shared memory."""
     check_compiled([case], [target], [dtype], [dim])
 
 

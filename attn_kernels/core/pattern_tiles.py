@@ -19,7 +19,8 @@ def tile_table(pattern: Pattern, device: torch.device) -> Tensor:
 
     A line holds the tiles of 64 queries, or of 64 keys: first those that are seen in full, then
     those that are seen in part, each in order. The table: of every line of queries, then of every
-    line of keys, where it begins, where its partial tiles begin, and where it ends; the lines, of
+    line of keys, where it begins, where its partial tiles begin, where it ends, and its lowest and
+    (plus 1) highest tile; the lines, of
     each tile its number in the other direction and the place of its first word (-1: full); and 128
     words for each partial tile: one per key, whose bit i is the tile's query i, and one per query,
     whose bit j is the tile's key j.
@@ -46,7 +47,7 @@ def build(pattern: Pattern, device: torch.device) -> Tensor:
         words.append(torch.cat([tiles[is_partial], transposed(tiles[is_partial])], 1))
     tiles = torch.cat([torch.empty(0, 2, dtype=torch.int64), *full, *partial])
     n_partial = sum(len(x) for x in partial)
-    header = 3 * (n_groups + n_blocks)
+    header = 5 * (n_groups + n_blocks)
     places = header + 4 * len(tiles) + 2 * TILE * torch.arange(n_partial)
     places = torch.cat([torch.full((len(tiles) - n_partial,), -1), places])
     bounds, lines = [], []
@@ -56,7 +57,11 @@ def build(pattern: Pattern, device: torch.device) -> Tensor:
         order = torch.argsort(kind, stable=True)  # tiles are in order of either side already
         before = header + 2 * (len(tiles) * side + torch.searchsorted(
             kind[order], torch.arange(2 * n_lines + 1)))  # fmt: skip
-        bounds.append(torch.stack([before[:-1:2], before[1::2], before[2::2]], 1).flatten())
+        lowest = torch.zeros(n_lines, dtype=torch.int64)
+        lowest = lowest.scatter_reduce(0, line, other, "amin", include_self=False)
+        highest = torch.zeros(n_lines, dtype=torch.int64).scatter_reduce(0, line, other + 1, "amax")
+        ends = [before[:-1:2], before[1::2], before[2::2], lowest, highest]
+        bounds.append(torch.stack(ends, 1).flatten())
         lines.append(torch.stack([other[order], places[order]], 1).flatten())
     return torch.cat([*bounds, *lines, *[x.flatten() for x in words]]).to(device)
 

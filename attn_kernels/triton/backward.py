@@ -3,8 +3,9 @@
     P = exp(S - lse)          dP = dO V^T (+ dO rel_v)         delta_i = out_i . dO_i - dlse_i
     dS = P * (dP - delta)     dQ = dS K (+ dS rel_k)
 
-The weights are computed again from lse. far holds, for every query, what falls beyond a clipped
-table's first and last row, so that grad_table.py needs no second look at those keys.
+The weights are computed again from lse. With a table, dS (and P, for rel_v) is left behind by table
+row, for grad_table.py to multiply; and far holds, for every query, what falls beyond a clipped
+table's first and last row.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import NO_SPECIALIZATION, entry_sizes, key_phases, phase_exists, phase_masked
-from .geometry import clamp, query_tile, sees, step_keys
+from .forward import (
+    NO_SPECIALIZATION,
+    entry_sizes,
+    key_phases,
+    phase_exists,
+    phase_masked,
+)
+from .geometry import clamp, pattern_reach, query_tile, sees, step_keys
 from .score import (
-    band_term,
+    by_key,
+    earlier_products,
     edge_product,
     edge_row,
-    in_current,
     load_rows,
-    rotate,
+    rotated_product,
     store_rows,
     table_chunk,
 )
@@ -77,59 +84,93 @@ def prepare_kernel(
             tl.store(edges_ptr + 3 * stride_edges + at, high, mask=exists)
 
 
-@triton.jit
-def beyond_sum(x, row, shift, n_rows, HIGH: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Row sums of a tile over the offsets before the table (HIGH: behind it); row is offset 0's."""
-    row = clamp(row, -(1 << 30), 1 << 30).to(tl.int32)
-    table_row = row + tl.arange(0, BLOCK_K)[None, :] - shift[:, None]
-    if HIGH:
-        return tl.sum(tl.where(table_row >= n_rows, x, 0.0), 1)
-    else:
-        return tl.sum(tl.where(table_row < 0, x, 0.0), 1)
+@triton.constexpr_function
+def margin(block_q, block_k):
+    """Columns of sheared scores before table row 0, and as many behind the last: whole chunks."""
+    return ((block_q + block_k - 1) // block_k + 1) * block_k
 
 
 @triton.jit
-def add_chunk(
-    acc, rel_acc, sheared, rel_k_ptr, stride_rel_kr, row, n_rows, SEPARATE: tl.constexpr,
-    PRECISION: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+def load_chunk(ptr, stride, chunk, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Sheared scores of BLOCK_K table rows: [BLOCK_Q, BLOCK_K]."""
+    line = ptr + tl.arange(0, BLOCK_Q)[:, None] * stride
+    return tl.load(line + chunk * BLOCK_K + tl.arange(0, BLOCK_K)[None, :])
+
+
+@triton.jit
+def sum_beyond(
+    ptr, stride, low, high, n_rows, HIGH: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Adds sheared dS times a chunk of the table to one of (acc, rel_acc)."""
-    chunk = table_chunk(rel_k_ptr, stride_rel_kr, row, n_rows, False, DIM, BLOCK_D, BLOCK_K)
-    sheared = sheared.to(chunk.dtype)
-    if SEPARATE:
-        return acc, tl.dot(sheared, chunk, rel_acc, input_precision=PRECISION)
+    """Sums of sheared scores before the table or, HIGH, behind it; over chunks [low, high)."""
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    first = low
+    if HIGH:
+        first = tl.maximum(low, n_rows // BLOCK_K)
+    for chunk in range(first, high):
+        x = load_chunk(ptr, stride, chunk, BLOCK_Q, BLOCK_K).to(tl.float32)
+        if HIGH:
+            table_row = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
+            x = tl.where((table_row >= n_rows)[None, :], x, 0.0)
+        total += tl.sum(x, 1)
+    return total
+
+
+@triton.jit
+def store_skewed(ptr, stride, row, x, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """x[a, b] to ptr[a, row + b - a]: a tile of scores by table row."""
+    line = ptr + row + tl.arange(0, BLOCK_K)[None, :]
+    tl.store(line + tl.arange(0, BLOCK_Q)[:, None] * (stride - 1), x)
+
+
+@triton.jit
+def fill(ptr, stride, low, high, GAPS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Zeros in a tile's chunks of rows; only the first and last, whose corners skewed tiles leave,
+    if there are no GAPS between them."""
+    ENDS: tl.constexpr = (BLOCK_Q + BLOCK_K - 1) // BLOCK_K + 1
+    zeros = tl.zeros((BLOCK_Q, BLOCK_K), ptr.dtype.element_ty)
+    line = ptr + tl.arange(0, BLOCK_Q)[:, None] * stride + tl.arange(0, BLOCK_K)[None, :]
+    if GAPS:
+        for chunk in range(low, high):
+            tl.store(line + chunk * BLOCK_K, zeros)
     else:
-        return tl.dot(sheared, chunk, acc, input_precision=PRECISION), rel_acc
+        for i in tl.static_range(2 * ENDS):
+            chunk = low + i if i < ENDS else high - 2 * ENDS + i
+            tl.store(line + chunk * BLOCK_K, zeros, mask=(chunk >= low) & (chunk < high))
 
 
-@triton.jit(do_not_specialize=NO_SPECIALIZATION)
+@triton.jit(do_not_specialize=(*NO_SPECIALIZATION, "first_program"))
 def grad_q_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
     pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr,
-    grad_q_ptr, grad_q_rel_ptr, far_ptr,
+    grad_q_ptr, grad_q_rel_ptr, far_ptr, sheared_ptr, v_sheared_ptr, reach_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dqb,
     stride_dqh, stride_dqs, stride_drb, stride_drh, stride_drs, stride_rel_kh, stride_rel_kr,
-    stride_rel_vh, stride_rel_vr, stride_far, heads, group, q_len, k_len, query_offset, extent,
-    n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY:
-    tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PRECISION:
-    tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV:
-    tl.constexpr,
+    stride_rel_vh, stride_rel_vr, stride_far, stride_sheared, heads, group, q_len, k_len,
+    query_offset, extent, n_tiles, n_rows, scale, rel_scale, first_program,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries against its keys.
 
     far_ptr (REL == "clip"): [4, batch, heads, q_len], the sums of dS before and behind the table,
-    and those of P if there is rel_v.
+    and those of P if there is rel_v. sheared_ptr (v_sheared_ptr) if there is a table:
+    [programs * BLOCK_Q, stride_sheared], dS (P) by query and table row, MARGIN columns before row
+    0; reach_ptr: [programs, 3], the chunks of BLOCK_K rows [low, high) that a program has written
+    and its first query. Programs count from first_program.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     # the next step's previous chunk is this one's current
     CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern"
     # otherwise both terms of grad_q have one scale and share an accumulator
     SEPARATE: tl.constexpr = REL != "none" and (q_rel_ptr is not None or not FOLDED)
-    tile = tl.program_id(0) % n_tiles
+    program = tl.program_id(0) + first_program
+    tile = program % n_tiles
     if CAUSAL:
         tile = n_tiles - 1 - tile  # the longest first
-    home = (tl.program_id(0) // n_tiles).to(tl.int64)
+    home = (program // n_tiles).to(tl.int64)
     batch, head = home // heads, home % heads
     k_head = head // group
     scale = tl.cast(scale, tl.float32)
@@ -152,7 +193,7 @@ def grad_q_kernel(
     delta = tl.load(delta_ptr + home * q_len + index, mask=exists, other=0.0)
     centre = 0
     if REL != "none":
-        tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
+        tl.static_assert(BLOCK_Q <= 2 * BLOCK_K, "a tile's band is at most three chunks")
         centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
         q_rel = q
         if q_rel_ptr is not None:
@@ -170,13 +211,13 @@ def grad_q_kernel(
                 v_edge_high = edge_product(
                     grad_out, rel_v_ptr, stride_rel_vr, last, V_DIM, BLOCK_DV
                 )
-        previous = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-        v_previous = previous
-        sheared = tl.zeros((BLOCK_Q, BLOCK_K), q.dtype)  # dS by offset, not yet complete
-        in_now = in_current(shift[:, None], False, BLOCK_K)
+        MARGIN: tl.constexpr = margin(BLOCK_Q, BLOCK_K)
+        slot = tl.program_id(0).to(tl.int64)
+        sheared_ptr += slot * BLOCK_Q * stride_sheared + MARGIN
+        if rel_v_ptr is not None:
+            v_sheared_ptr += slot * BLOCK_Q * stride_sheared + MARGIN
 
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    rel_acc = acc
     far_low = tl.zeros((BLOCK_Q,), tl.float32)
     far_high = tl.zeros((BLOCK_Q,), tl.float32)
     v_far_low = tl.zeros((BLOCK_Q,), tl.float32)
@@ -184,20 +225,41 @@ def grad_q_kernel(
     bounds = key_phases(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
+    if REL != "none":
+        steps = (bounds[1] - bounds[0] + BLOCK_K - 1) // BLOCK_K
+        row_0 = clamp(centre - first, -(1 << 30), 1 << 30).to(tl.int32)  # of row 0's key 0
+        row = row_0 + bounds[0] + MARGIN
+        end_row = row + steps * BLOCK_K
+        if GEOMETRY == "pattern":  # steps may leave gaps, and lie far beyond the table
+            begin, end = pattern_reach(places)
+            row = clamp(row_0 + begin, -BLOCK_K, n_rows + BLOCK_Q) + MARGIN
+            end_row = clamp(row_0 + end, -BLOCK_K, n_rows + BLOCK_Q + BLOCK_K) + MARGIN
+        chunk_low = (row - BLOCK_Q + 1) // BLOCK_K - MARGIN // BLOCK_K
+        chunk_high = (end_row + BLOCK_K - 1) // BLOCK_K - MARGIN // BLOCK_K
+        chunk_low = tl.where(steps > 0, chunk_low, 0)
+        chunk_high = tl.where(steps > 0, chunk_high, 0)
+        tl.store(reach_ptr + 3 * slot, chunk_low)
+        tl.store(reach_ptr + 3 * slot + 1, chunk_high)
+        tl.store(reach_ptr + 3 * slot + 2, (first - offset).to(tl.int32))
+        fill(sheared_ptr, stride_sheared, chunk_low, chunk_high, not CARRIED, BLOCK_Q, BLOCK_K)
+        if rel_v_ptr is not None:
+            fill(
+                v_sheared_ptr, stride_sheared, chunk_low, chunk_high, not CARRIED, BLOCK_Q, BLOCK_K
+            )
+        tl.debug_barrier()  # before other threads write there
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
-            if phase == 2 and CARRIED:
-                row = bounds[phase] - first + centre - BLOCK_K
-                chunk = table_chunk(
-                    rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
-                )
-                previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
+            if phase == 0 and CARRIED:
+                row = bounds[phase] + row_0
+                previous, older = earlier_products(
+                    q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip", PRECISION,
+                    DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                )  # fmt: skip
                 if rel_v_ptr is not None:
-                    chunk = table_chunk(
-                        rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
-                        V_DIM, BLOCK_DV, BLOCK_K,
+                    v_previous, v_older = earlier_products(
+                        grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, REL == "clip",
+                        PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                     )  # fmt: skip
-                    v_previous = tl.dot(grad_out, tl.trans(chunk), input_precision=PRECISION)
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
                 k = load_rows(
@@ -212,48 +274,53 @@ def grad_q_kernel(
                     BLOCK_DV,
                     phase_masked(phase, GEOMETRY, REL),
                 )
-                logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
-                grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
-                if not FOLDED:
-                    logits *= scale
-                if phase == 2 and REL != "none":
-                    row = begin - first + centre
+                if phase == 0 and REL != "none":
+                    row = begin + row_0
                     if not CARRIED:
-                        chunk = table_chunk(
-                            rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows, REL == "clip",
-                            DIM, BLOCK_D, BLOCK_K,
+                        previous, older = earlier_products(
+                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                            PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                        previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
-                    chunk = table_chunk(
-                        rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
-                    )
-                    current = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
-                    term = band_term(previous, current, shift[:, None], False, BLOCK_Q, BLOCK_K)
-                    logits += term if FOLDED else term * rel_scale
+                    current = rotated_product(
+                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                        PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    )  # fmt: skip
+                    logits = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
+                    if BLOCK_Q > BLOCK_K:
+                        older = previous
                     previous = current
+                    if FOLDED:
+                        logits += tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                    else:
+                        logits *= rel_scale
+                        logits += tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+                else:
+                    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                    if not FOLDED:
+                        logits *= scale
+                grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+                if phase == 0 and REL != "none":  # noqa: SIM102
                     if rel_v_ptr is not None:
                         if not CARRIED:
-                            chunk = table_chunk(
-                                rel_v_ptr, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
-                                V_DIM, BLOCK_DV, BLOCK_K,
+                            v_previous, v_older = earlier_products(
+                                grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift,
+                                REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                             )  # fmt: skip
-                            v_previous = tl.dot(
-                                grad_out, tl.trans(chunk), input_precision=PRECISION
-                            )
-                        chunk = table_chunk(
-                            rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
-                            V_DIM, BLOCK_DV, BLOCK_K,
+                        current = rotated_product(
+                            grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, REL == "clip",
+                            PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                         )  # fmt: skip
-                        current = tl.dot(grad_out, tl.trans(chunk), input_precision=PRECISION)
-                        grad_weights += band_term(
-                            v_previous, current, shift[:, None], False, BLOCK_Q, BLOCK_K
+                        grad_weights += by_key(
+                            current, v_previous, v_older, shift, BLOCK_Q, BLOCK_K
                         )
+                        if BLOCK_Q > BLOCK_K:
+                            v_older = v_previous
                         v_previous = current
                 if (phase == 1 or phase == 3) and REL == "clip":
-                    edge = edge_low if phase == 1 else edge_high
+                    edge = edge_low if phase == 3 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]
                     if rel_v_ptr is not None:
-                        grad_weights += (v_edge_low if phase == 1 else v_edge_high)[:, None]
+                        grad_weights += (v_edge_low if phase == 3 else v_edge_high)[:, None]
                 weights = tl.exp2(logits * factor - lse[:, None])
                 grad_logits = weights * (grad_weights - delta[:, None])
                 if phase_masked(phase, GEOMETRY, REL):
@@ -263,73 +330,83 @@ def grad_q_kernel(
                         weights = tl.where(seen, weights, 0.0)
                 grads = grad_logits.to(k.dtype)
                 acc = tl.dot(grads, k, acc, input_precision=PRECISION)
-                if phase == 2 and REL != "none":
-                    now = rotate(grads, shift[:, None], 1, False, BLOCK_Q, BLOCK_K)
-                    # of the previous chunk
-                    complete = tl.where(in_now, sheared if CARRIED else 0.0, now)
-                    acc, rel_acc = add_chunk(
-                        acc, rel_acc, complete, rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows,
-                        SEPARATE, PRECISION, DIM, BLOCK_D, BLOCK_K,
-                    )  # fmt: skip
-                    if not CARRIED:
-                        acc, rel_acc = add_chunk(
-                            acc, rel_acc, tl.where(in_now, now, 0.0), rel_k_ptr, stride_rel_kr,
-                            row, n_rows, SEPARATE, PRECISION, DIM, BLOCK_D, BLOCK_K,
-                        )  # fmt: skip
-                    sheared = now
-                    if REL == "clip":
-                        if row < BLOCK_Q - 1:
-                            far_low += beyond_sum(grad_logits, row, shift, n_rows, False, BLOCK_K)
-                            if rel_v_ptr is not None:
-                                v_far_low += beyond_sum(weights, row, shift, n_rows, False, BLOCK_K)
-                        if HAS_HIGH:  # noqa: SIM102 (the other is known at run time only)
-                            if row + BLOCK_K > n_rows:
-                                far_high += beyond_sum(
-                                    grad_logits, row, shift, n_rows, True, BLOCK_K
-                                )
-                                if rel_v_ptr is not None:
-                                    v_far_high += beyond_sum(
-                                        weights, row, shift, n_rows, True, BLOCK_K
-                                    )
-                if phase == 1 and REL == "clip":
-                    far_low += tl.sum(grad_logits, 1)
-                    if rel_v_ptr is not None:
-                        v_far_low += tl.sum(weights, 1)
-                if phase == 3 and REL == "clip":
-                    far_high += tl.sum(grad_logits, 1)
-                    if rel_v_ptr is not None:
-                        v_far_high += tl.sum(weights, 1)
-            if phase == 2 and CARRIED:
-                # the last tile's current chunk
-                steps = (bounds[3] - bounds[2] + BLOCK_K - 1) // BLOCK_K
-                row = bounds[2] + (steps - 1) * BLOCK_K - first + centre
-                acc, rel_acc = add_chunk(
-                    acc, rel_acc, tl.where(in_now, sheared, 0.0), rel_k_ptr, stride_rel_kr,
-                    row, n_rows, SEPARATE, PRECISION, DIM, BLOCK_D, BLOCK_K,
-                )  # fmt: skip
+                if phase == 0 and REL != "none":
+                    # where steps jump, one may lie beyond the table
+                    far_below = not CARRIED and row + BLOCK_K <= 0
+                    far_above = not CARRIED and row - BLOCK_Q >= n_rows - 1
+                    if not (far_below or far_above):
+                        store_skewed(sheared_ptr, stride_sheared, row, grads, BLOCK_Q, BLOCK_K)
+                        if rel_v_ptr is not None:
+                            store_skewed(
+                                v_sheared_ptr, stride_sheared, row, weights.to(v.dtype),
+                                BLOCK_Q, BLOCK_K,
+                            )  # fmt: skip
+                else:
+                    far_below = phase == 3
+                    far_above = phase == 1
+                if REL == "clip":
+                    if far_below:
+                        far_low += tl.sum(grad_logits, 1)
+                        if rel_v_ptr is not None:
+                            v_far_low += tl.sum(weights, 1)
+                    if far_above:
+                        far_high += tl.sum(grad_logits, 1)
+                        if rel_v_ptr is not None:
+                            v_far_high += tl.sum(weights, 1)
 
-    if REL == "clip":
-        beyond = far_low[:, None] * edge_row(rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)[None, :]
-        if HAS_HIGH:
-            last_row = edge_row(rel_k_ptr, stride_rel_kr, n_rows - 1, DIM, BLOCK_D)
-            beyond += far_high[:, None] * last_row[None, :]
+    if REL != "none":
+        rel_acc = acc
         if SEPARATE:
-            rel_acc += beyond
-        else:
-            acc += beyond
-        at = far_ptr + home * q_len + index
-        tl.store(at, far_low, mask=exists)
-        tl.store(at + stride_far, far_high, mask=exists)
-        if rel_v_ptr is not None:
-            tl.store(at + 2 * stride_far, v_far_low, mask=exists)
-            tl.store(at + 3 * stride_far, v_far_high, mask=exists)
-    acc *= scale
-    if SEPARATE:
+            acc *= scale
+            rel_acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+        tl.debug_barrier()  # dS is there, whoever stored it
+        inside_low = tl.maximum(chunk_low, 0)
+        inside_high = tl.minimum(chunk_high, (n_rows + BLOCK_K - 1) // BLOCK_K)
+        for chunk in range(inside_low, inside_high):
+            grads = load_chunk(sheared_ptr, stride_sheared, chunk, BLOCK_Q, BLOCK_K)
+            rows = table_chunk(
+                rel_k_ptr, stride_rel_kr, chunk * BLOCK_K, n_rows, False, DIM, BLOCK_D, BLOCK_K
+            )
+            rel_acc = tl.dot(grads, rows, rel_acc, input_precision=PRECISION)
+        if REL == "clip":
+            far_low += sum_beyond(
+                sheared_ptr, stride_sheared, chunk_low, inside_low, n_rows, False, BLOCK_Q, BLOCK_K
+            )
+            if HAS_HIGH:
+                far_high += sum_beyond(
+                    sheared_ptr, stride_sheared, inside_low, chunk_high, n_rows, True,
+                    BLOCK_Q, BLOCK_K,
+                )  # fmt: skip
+            if rel_v_ptr is not None:
+                v_far_low += sum_beyond(
+                    v_sheared_ptr, stride_sheared, chunk_low, inside_low, n_rows, False,
+                    BLOCK_Q, BLOCK_K,
+                )  # fmt: skip
+                if HAS_HIGH:
+                    v_far_high += sum_beyond(
+                        v_sheared_ptr, stride_sheared, inside_low, chunk_high, n_rows, True,
+                        BLOCK_Q, BLOCK_K,
+                    )  # fmt: skip
+        if REL == "clip":
+            rel_acc += far_low[:, None] * edge_row(rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
+            if HAS_HIGH:
+                last_row = edge_row(rel_k_ptr, stride_rel_kr, n_rows - 1, DIM, BLOCK_D)
+                rel_acc += far_high[:, None] * last_row
+            at = far_ptr + home * q_len + index
+            tl.store(at, far_low, mask=exists)
+            tl.store(at + stride_far, far_high, mask=exists)
+            if rel_v_ptr is not None:
+                tl.store(at + 2 * stride_far, v_far_low, mask=exists)
+                tl.store(at + 3 * stride_far, v_far_high, mask=exists)
         rel_acc *= rel_scale
-        if q_rel_ptr is None:
-            acc += rel_acc
-        else:
+        if q_rel_ptr is not None:
             grad_q_rel_ptr += batch * stride_drb + head * stride_drh
             store_rows(grad_q_rel_ptr, stride_drs, index, exists, rel_acc, DIM, BLOCK_D)
+        elif SEPARATE:
+            acc += rel_acc
+        else:
+            acc = rel_acc
+    else:
+        acc *= scale
     grad_q_ptr += batch * stride_dqb + head * stride_dqh
     store_rows(grad_q_ptr, stride_dqs, index, exists, acc, DIM, BLOCK_D)

@@ -1,7 +1,8 @@
 """Tile sizes: one small table, the predicate that says whether a row fits, and an opt-in search.
 
-The rows were chosen from machine code, not from time: the largest tiles that compile without spills
-and fit shared memory on every architecture named (`python -m benchmarks.compiled`, triton 3.6.0).
+The rows were chosen from machine code, not from time: the largest tiles that fit shared memory and
+compile with next to no spills in their loops on every architecture named
+(`python -m benchmarks.compiled`, triton 3.6.0).
 ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest
 in ~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
 """
@@ -21,7 +22,7 @@ import triton
 
 from ..core.pattern_tiles import TILE
 
-DIRECTIONS = ("forward", "grad_q", "grad_kv", "grad_table")
+DIRECTIONS = ("forward", "grad_q", "grad_kv")
 # Shared memory of one program, bytes.
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 AMD_SHARED_LIMIT = 65536
@@ -83,7 +84,7 @@ def shared_bytes(kind: Kind, config: Config) -> int:
     streams = 2 + (2 if kind.relative and kind.direction in ("forward", "grad_q") else 0)
     if kind.values:
         streams += 2
-    homes = {"forward": 1, "grad_q": 2, "grad_kv": 2, "grad_table": 2}[kind.direction]
+    homes = {"forward": 1, "grad_q": 2, "grad_kv": 2}[kind.direction]
     tile = kind.dim * kind.element_size
     rotation = 4 * config.block_q * config.block_k if kind.relative else 0
     weights = 2 * kind.element_size * config.block_q * config.block_k
@@ -92,11 +93,14 @@ def shared_bytes(kind: Kind, config: Config) -> int:
 
 def fits(kind: Kind, config: Config) -> bool:
     """Whether a configuration can run: the only rule that drops one."""
-    if kind.relative and config.block_q > config.block_k:
-        return False  # the band of a tile is two chunks
-    if kind.direction == "grad_table" and config.block_q > config.block_k:
+    if kind.relative and config.block_q > band_chunks(kind) * config.block_k:
         return False
     return shared_bytes(kind, config) <= shared_limit(kind.arch)
+
+
+def band_chunks(kind: Kind) -> int:
+    """How often BLOCK_K may go into BLOCK_Q: products of the band that are carried along."""
+    return 1 if kind.direction == "grad_kv" else 2
 
 
 def candidates(kind: Kind) -> list[Config]:
@@ -106,15 +110,15 @@ def candidates(kind: Kind) -> list[Config]:
         rows = [*pattern_rows(kind), *rows]
     # a tile is no larger than its home; and a warp takes 16 rows of it, or two do the same work
     home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
-    if kind.direction != "grad_table":
-        rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
+    rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
     if kind.pattern:
         rows = [
             replace(row, block_q=min(row.block_q, TILE), block_k=min(row.block_k, TILE))
             for row in rows
         ]
     if kind.relative:
-        rows = [replace(row, block_q=min(row.block_q, row.block_k)) for row in rows]
+        most = band_chunks(kind)
+        rows = [replace(row, block_q=min(row.block_q, most * row.block_k)) for row in rows]
     rows = [
         replace(row, num_warps=min(row.num_warps, max(4, getattr(row, home) // 16))) for row in rows
     ]
@@ -140,8 +144,8 @@ def forward_rows(kind: Kind) -> list[Config]:
     if kind.values or (kind.relative and kind.arch < 90):
         return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
     if kind.relative:
-        return [Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(32, 64, 4, 2),
-                Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        return [Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(64, 32, 4, 2),
+                Config(32, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
     if kind.rows < 128:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
@@ -156,8 +160,10 @@ def grad_q_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2),
-                Config(32, 32, 4, 1)]  # fmt: skip
+        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
+                Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        wide = kind.arch >= 90 and kind.dim <= 128 and not kind.values
+        return [Config(64, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
         return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -167,9 +173,11 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
-        first = Config(32, 64, 4, 2) if wide else Config(32, 32, 4, 2)
-        return [first, Config(64, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 2),
+                Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        wide = kind.arch >= 90 and kind.dim <= 128 and not kind.values
+        first = Config(32, 128, 8, 2) if kind.dim <= 64 else Config(32, 64, 4, 2)
+        return [first, *rows] if wide else rows
     if kind.dim <= 64:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)
@@ -180,14 +188,6 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.dim <= 128:
         return [Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(64, 128, 8, 2)]
     return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
-
-
-def grad_table_rows(kind: Kind) -> list[Config]:
-    if kind.element_size == 4 or kind.dim > 128 or kind.values:
-        return [Config(16, 16, 4, 1)]
-    if kind.dim <= 64 and kind.arch == 90:
-        return [Config(16, 64, 4, 2), Config(32, 64, 4, 2), Config(16, 32, 4, 2)]
-    return [Config(16, 16, 4, 2), Config(16, 32, 4, 2), Config(32, 64, 4, 2), Config(16, 16, 4, 1)]
 
 
 def pattern_rows(kind: Kind) -> list[Config]:
@@ -210,7 +210,6 @@ DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
     "forward": forward_rows,
     "grad_q": grad_q_rows,
     "grad_kv": grad_kv_rows,
-    "grad_table": grad_table_rows,
 }
 
 

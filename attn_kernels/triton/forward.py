@@ -7,12 +7,14 @@ import triton.language as tl
 
 from .geometry import has_low, query_tile, sees, step_keys
 from .score import (
-    band_term,
+    by_key,
+    earlier_products,
     edge_product,
     edge_row,
     in_current,
     load_rows,
     rotate,
+    rotated_product,
     store_rows,
     table_chunk,
 )
@@ -46,13 +48,13 @@ def phase_exists(phase, geometry, rel, causal):
     """Phases of key_phases that may hold keys."""
     if rel == "none":
         return phase in (2, 4) or (phase == 0 and has_low(geometry))
-    return phase == 2 or (geometry != "pattern" and (phase == 1 or (phase == 3 and not causal)))
+    return phase == 0 or (geometry != "pattern" and (phase == 3 or (phase == 1 and not causal)))
 
 
 @triton.constexpr_function
 def phase_masked(phase, geometry, rel):
     """Phases of key_phases whose pairs are not all visible."""
-    return phase in (0, 4) if rel == "none" else phase != 1 or has_low(geometry)
+    return phase in (0, 4) if rel == "none" else phase != 3 or has_low(geometry)
 
 
 @triton.jit
@@ -63,8 +65,8 @@ def key_phases(
     """Cuts the keys [start, stop) in whole steps of BLOCK_K where the loop's body changes.
 
     Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
-    reach: 1 far below | 2 within | 3 far above; each body once, as they are large: a second copy of
-    the band's costs 40 registers (sm_90), and ptxas then serialises the products.
+    reach: 0 within | 1 far above | 3 far below. The band is first: behind another loop ptxas
+    serialises its products (sm_90, C7515). Each body is there once, as they are large.
     """
     if REL == "none":
         begin = start
@@ -74,7 +76,7 @@ def key_phases(
         full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_K * BLOCK_K
         return start, begin, begin, begin + full, begin + full, stop
     elif GEOMETRY == "pattern":
-        return start, start, start, stop, stop, stop
+        return start, stop, stop, stop, stop, stop
     else:
         # keys before far_stop are before the table for every row; strictly, as its first row is
         # left to grad_table.py
@@ -87,7 +89,7 @@ def key_phases(
             near = tl.minimum(tl.maximum(high_start - start, 0), stop - start).to(tl.int32)
             high_begin = tl.minimum(start + (near + BLOCK_K - 1) // BLOCK_K * BLOCK_K, stop)
             high_begin = tl.maximum(high_begin, far_end)
-        return start, start, far_end, high_begin, stop, stop
+        return far_end, high_begin, stop, start, far_end, far_end
 
 
 @triton.jit
@@ -151,7 +153,7 @@ def attention_fwd_kernel(
     q = load_rows(q_ptr, 1, q_rows, exists, DIM, BLOCK_D, True)  # [BLOCK_Q, BLOCK_D]
     centre = 0
     if REL != "none":
-        tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
+        tl.static_assert(BLOCK_Q <= 2 * BLOCK_K, "a tile's band is at most three chunks")
         centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
         q_rel = q
         if q_rel_ptr is not None:
@@ -167,7 +169,6 @@ def attention_fwd_kernel(
             if HAS_HIGH:
                 last = n_rows - 1
                 edge_high = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
-        previous = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
 
     acc = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)
     row_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -179,12 +180,11 @@ def attention_fwd_kernel(
     )
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
-            if phase == 2 and CARRIED:
-                row = bounds[phase] - first + centre - BLOCK_K
-                chunk = table_chunk(
-                    rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
-                )
-                previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
+            if phase == 0 and CARRIED:
+                previous, older = earlier_products(
+                    q_rel, rel_k_ptr, stride_rel_kr, bounds[phase] - first + centre, n_rows, shift,
+                    REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                )  # fmt: skip
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
                 k = load_rows(
@@ -193,23 +193,24 @@ def attention_fwd_kernel(
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
                 if not FOLDED:
                     logits *= scale
-                if phase == 2 and REL != "none":
+                if phase == 0 and REL != "none":
                     row = begin - first + centre
                     if not CARRIED:
-                        chunk = table_chunk(
-                            rel_k_ptr, stride_rel_kr, row - BLOCK_K, n_rows, REL == "clip",
-                            DIM, BLOCK_D, BLOCK_K,
+                        previous, older = earlier_products(
+                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                            PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                        previous = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
-                    chunk = table_chunk(
-                        rel_k_ptr, stride_rel_kr, row, n_rows, REL == "clip", DIM, BLOCK_D, BLOCK_K
-                    )
-                    current = tl.dot(q_rel, tl.trans(chunk), input_precision=PRECISION)
-                    term = band_term(previous, current, shift[:, None], False, BLOCK_Q, BLOCK_K)
+                    current = rotated_product(
+                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                        PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    )  # fmt: skip
+                    term = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
                     logits += term if FOLDED else term * rel_scale
+                    if BLOCK_Q > BLOCK_K:
+                        older = previous
                     previous = current
                 if (phase == 1 or phase == 3) and REL == "clip":
-                    edge = edge_low if phase == 1 else edge_high
+                    edge = edge_low if phase == 3 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]
                 if phase_masked(phase, GEOMETRY, REL):
                     seen = sees(who, low, high, GEOMETRY, BLOCK_K)
@@ -218,19 +219,24 @@ def attention_fwd_kernel(
                     logits, row_max, row_sum, factor, phase_masked(phase, GEOMETRY, REL)
                 )
                 v = load_rows(
-                    v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV,
+                    v_ptr,
+                    stride_vs,
+                    key,
+                    valid,
+                    V_DIM,
+                    BLOCK_DV,
                     phase_masked(phase, GEOMETRY, REL),
-                )  # fmt: skip
+                )
                 acc *= rescale[:, None]
                 acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
                 if rel_v_ptr is not None:
                     far_low *= rescale
                     far_high *= rescale
-                    if phase == 1:
-                        far_low += tl.sum(weights, 1)
                     if phase == 3:
+                        far_low += tl.sum(weights, 1)
+                    if phase == 1:
                         far_high += tl.sum(weights, 1)
-                    if phase == 2 and REL != "none":
+                    if phase == 0 and REL != "none":
                         sheared = rotate(
                             weights.to(v.dtype), shift[:, None], 1, False, BLOCK_Q, BLOCK_K
                         )

@@ -288,11 +288,19 @@ def canvas_visible(q_pos, k_pos, extent, GEOMETRY: tl.constexpr):
 @triton.jit
 def pattern_line(table_ptr, line, there):
     """(address of a line's first tile, tiles seen in full, tiles); none if it is not there."""
-    bounds = table_ptr + 3 * tl.where(there, line, 0)
+    bounds = table_ptr + 5 * tl.where(there, line, 0)
     begin = tl.load(bounds)
     n_full = tl.where(there, (tl.load(bounds + 1) - begin) // 2, 0)
     n_tiles = tl.where(there, (tl.load(bounds + 2) - begin) // 2, 0)
     return table_ptr + begin, n_full.to(tl.int32), n_tiles.to(tl.int32)
+
+
+@triton.jit
+def pattern_reach(places):
+    """Keys [start, stop) that hold all of a query tile's; for a tile that has some."""
+    bounds = places[0] + 5 * places[4]
+    start, stop = tl.load(bounds + 3), tl.load(bounds + 4)
+    return start.to(tl.int32) * PATTERN_TILE, stop.to(tl.int32) * PATTERN_TILE
 
 
 @triton.jit
@@ -337,11 +345,12 @@ def group_tile(tile, q_len, k_len, offset, extent, table_ptr, BLOCK_Q: tl.conste
     first = (floor_div(offset, BLOCK_Q) + tile) * BLOCK_Q
     index = (first - offset).to(tl.int32)
     there = (first >= 0) & (first < rows) & (index < q_len)
-    entries, n_full, n_tiles = pattern_line(table_ptr, first // PATTERN_TILE, there)
+    line = tl.where(there, first // PATTERN_TILE, 0)
+    entries, n_full, n_tiles = pattern_line(table_ptr, line, there)
     n_full = tl.where(k_len < cols, 0, n_full)
     row = (first % PATTERN_TILE).to(tl.int32)
     own = bits_between(row + tl.maximum(-index, 0), row + tl.minimum(q_len - index, BLOCK_Q))
-    places = (table_ptr, entries, row + tl.arange(0, BLOCK_Q), own, k_len)
+    places = (table_ptr, entries, row + tl.arange(0, BLOCK_Q), own, line, k_len)
     return first, index, n_full * PATTERN_TILE, n_tiles * PATTERN_TILE, places
 
 
@@ -349,7 +358,7 @@ def group_tile(tile, q_len, k_len, offset, extent, table_ptr, BLOCK_Q: tl.conste
 def pattern_keys(number, places, BLOCK_K: tl.constexpr):
     """A step's first key, which of its keys some row sees, and a word per row: bit j is key j."""
     tl.static_assert(PATTERN_TILE % BLOCK_K == 0, "a step of keys lies in one tile")
-    table_ptr, entries, rows, own, k_len = places
+    table_ptr, entries, rows, own, _, k_len = places
     tile, place, column = pattern_entry(entries, number)
     begin = tile.to(tl.int32) * PATTERN_TILE + column
     step = tl.arange(0, BLOCK_K)

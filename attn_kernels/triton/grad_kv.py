@@ -37,7 +37,7 @@ def is_canvas(geometry):
 def query_phase_exists(phase, geometry, rel, causal, dense):
     """Phases of query_phases that may hold queries."""
     if rel != "none":
-        return phase == 2 or (geometry != "pattern" and (phase == 3 or (phase == 1 and not causal)))
+        return phase == 0 or (geometry != "pattern" and (phase == 1 or (phase == 3 and not causal)))
     if phase == 0:
         return geometry not in ("full", "pattern") and not is_canvas(geometry)
     return phase == 4 or (phase == 2 and (dense or not is_canvas(geometry)))
@@ -46,7 +46,19 @@ def query_phase_exists(phase, geometry, rel, causal, dense):
 @triton.constexpr_function
 def query_phase_masked(phase, geometry, rel):
     """Phases of query_phases whose pairs are not all visible."""
-    return phase in (0, 4) if rel == "none" else phase != 1 or geometry != "full"
+    return phase in (0, 4) if rel == "none" else phase != 3 or geometry != "full"
+
+
+@triton.constexpr_function
+def spans_cut(phase, geometry, rel):
+    """Whether queries of the phase may see a part of the keys.
+
+    Queries that do not exist have weight 0, and gradients of keys that do not exist are dropped:
+    with a table neither is masked.
+    """
+    if rel == "none":
+        return query_phase_masked(phase, geometry, rel)
+    return geometry != "full" and (geometry != "causal" or phase != 1)
 
 
 @triton.jit
@@ -58,7 +70,7 @@ def query_phases(
     """Cuts the queries [start, stop) in whole steps of BLOCK_Q where the loop's body changes.
 
     Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
-    reach: 1 far above | 2 within | 3 far below.
+    reach: 0 within | 1 far below | 3 far above; the band first, see forward.py.
     """
     if REL == "none":
         steps = (tl.maximum(full_start - start, 0) + BLOCK_Q - 1) // BLOCK_Q
@@ -66,7 +78,7 @@ def query_phases(
         full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_Q * BLOCK_Q
         return start, begin, begin, begin + full, begin + full, stop
     elif GEOMETRY == "pattern":
-        return start, start, start, stop, stop, stop
+        return start, stop, stop, stop, stop, stop
     else:
         # queries before high_stop are beyond the table's last row for every key of the tile, and
         # those from low_start on beyond its first
@@ -78,7 +90,7 @@ def query_phases(
         low_start = key_start + centre + BLOCK_K - offset
         near = tl.minimum(tl.maximum(low_start - start, 0), stop - start).to(tl.int32)
         low_begin = tl.minimum(start + (near + BLOCK_Q - 1) // BLOCK_Q * BLOCK_Q, stop)
-        return start, start, high_end, tl.maximum(low_begin, high_end), stop, stop
+        return high_end, tl.maximum(low_begin, high_end), stop, start, high_end, high_end
 
 
 @triton.jit
@@ -207,8 +219,8 @@ def grad_kv_kernel(
                     grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                     if not FOLDED:
                         logits *= scale
-                    if phase == 2 and REL != "none":
-                        row = key_start - first + centre
+                    if phase == 0 and REL != "none":
+                        row = (key_start - first + centre).to(tl.int32)
                         q_rel = q
                         if q_rel_ptr is not None:
                             q_rel = load_rows(
@@ -244,7 +256,7 @@ def grad_kv_kernel(
                             )
                     if (phase == 1 or phase == 3) and REL == "clip":
                         at = edges_ptr + home + index
-                        if phase == 1:
+                        if phase == 3:
                             at += stride_edges
                         edge = tl.load(at, mask=valid, other=0.0)
                         logits += (edge if FOLDED else edge * rel_scale)[None, :]
@@ -253,20 +265,24 @@ def grad_kv_kernel(
                             grad_weights += v_edge[None, :]
                     weights = tl.exp2(logits * factor - lse[None, :])
                     grad_logits = weights * (grad_weights - delta[None, :])
-                    if query_phase_masked(phase, GEOMETRY, REL):
-                        seen = valid[None, :] & exists[:, None]
-                        if is_canvas(GEOMETRY):
-                            if not DENSE:
-                                seen = seen & canvas_visible(
-                                    index[None, :], key[:, None], extent, GEOMETRY
-                                )
-                        elif GEOMETRY == "pattern":
-                            word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
-                            seen = seen & bit(word[:, None], (shift + lane)[None, :])
+                    if spans_cut(phase, GEOMETRY, REL):
+                        if REL != "none" and GEOMETRY == "causal":
+                            ahead = (key_start - first).to(tl.int32) + tl.arange(0, BLOCK_K)
+                            seen = ahead[:, None] <= shift[None, :]
                         else:
-                            low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
-                            seen = seen & (key[:, None] >= low[None, :])
-                            seen = seen & (key[:, None] < high[None, :])
+                            seen = valid[None, :] & exists[:, None]
+                            if is_canvas(GEOMETRY):
+                                if not DENSE:
+                                    seen = seen & canvas_visible(
+                                        index[None, :], key[:, None], extent, GEOMETRY
+                                    )
+                            elif GEOMETRY == "pattern":
+                                word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
+                                seen = seen & bit(word[:, None], (shift + lane)[None, :])
+                            else:
+                                low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
+                                seen = seen & (key[:, None] >= low[None, :])
+                                seen = seen & (key[:, None] < high[None, :])
                         weights = tl.where(seen, weights, 0.0)
                         grad_logits = tl.where(seen, grad_logits, 0.0)
                     grad_v = tl.dot(

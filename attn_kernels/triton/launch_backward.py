@@ -11,14 +11,15 @@ from torch import Tensor
 from ..core.ops import empty_in_layout
 from . import geometry as rules
 from . import launch
-from .backward import grad_q_kernel, prepare_kernel
+from .backward import grad_q_kernel, margin, prepare_kernel
 from .configs import Config, choose
 from .grad_kv import grad_kv_kernel
 from .grad_table import grad_table_kernel
-from .launch import Call, contiguous_last, multiprocessors, strides
+from .launch import Call, contiguous_last, strides
 
 PREPARE_ROWS = 64
-TABLE_PROGRAMS = 2  # programs per multiprocessor that slicing the (batch, head) pairs aims at
+# Scores by table row wait here between two kernels, for as many tiles of queries as fit.
+SHEARED_BYTES = 256 << 20
 
 
 class Backward:
@@ -44,7 +45,7 @@ class Backward:
         if call.rel == "clip":
             self.edges = lse.new_empty(4, *lse.shape)
             self.far = lse.new_empty(4, *lse.shape)
-        self.table_parts: list[Tensor] = []
+        self.table_grads: list[Tensor] = []
 
     @property
     def sizes(self) -> tuple[object, ...]:
@@ -93,16 +94,66 @@ class Backward:
         )  # fmt: skip
 
     def run_grad_q(self, config: Config) -> None:
+        """Tiles of queries, as many at a time as sheared scores have room; and with each lot what
+        it adds to the tables' gradients."""
         call = self.call
         batch, heads, q_len, _ = call.q.shape
         n_tiles = rules.query_tiles(call.geometry, call.extent, q_len, config.block_q)
+        programs = lot = n_tiles * batch * heads
+        width = 0
+        tables = self.tables
+        sheared, reach = [None, None], None
+        if tables:
+            chunks = triton.cdiv(call.n_rows, config.block_k)
+            width = chunks * config.block_k + 2 * margin(config.block_q, config.block_k)
+            tile_bytes = len(tables) * config.block_q * width * call.q.element_size()
+            lot = min(programs, max(1, SHEARED_BYTES // tile_bytes))
+            reach = call.q.new_empty(lot, 3, dtype=torch.int32)
+            for i in range(len(tables)):
+                sheared[i] = call.q.new_empty(lot * config.block_q, width)
+            self.table_grads = [
+                self.delta.new_empty(batch, heads, call.n_rows, x.shape[3]) for _, x, _ in tables
+            ]
+        for first in range(0, programs, lot):
+            count = min(lot, programs - first)
+            launch.run(
+                grad_q_kernel, (count,),
+                *self.inputs, self.grad_q, self.grad_q_rel, self.far, *sheared, reach,
+                *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
+                *self.table_strides, width, *self.sizes, n_tiles, call.n_rows,
+                call.scale, call.rel_scale, first,
+                **call.what(), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+                num_warps=config.num_warps, num_stages=config.num_stages,
+            )  # fmt: skip
+            for i in range(len(tables)):
+                self.run_grad_table(i, sheared[i], reach, n_tiles, first, count, config)
+
+    @property
+    def tables(self) -> list[tuple[Tensor, Tensor, float]]:
+        """Every table, what its gradient is a sum of, and by what that is scaled."""
+        call = self.call
+        q_rel = call.q if call.q_rel is None else call.q_rel
+        tables = [(call.rel_k, q_rel, call.rel_scale), (call.rel_v, self.grad_out, 1.0)]
+        return [row for row in tables if row[0] is not None]
+
+    def run_grad_table(
+        self, i: int, sheared: Tensor, reach: Tensor, n_tiles: int, first: int, count: int,
+        config: Config,
+    ) -> None:  # fmt: skip
+        """Table i, for one lot of tiles."""
+        call, (_, x, scale) = self.call, self.tables[i]
+        rows = 64 if x.element_size() == 2 else 32
         launch.run(
-            grad_q_kernel, (n_tiles * batch * heads,),
-            *self.inputs, self.grad_q, self.grad_q_rel, self.far,
-            *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
-            *self.table_strides, *self.sizes, n_tiles, call.n_rows, call.scale, call.rel_scale,
-            **call.what(), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            grad_table_kernel,
+            (
+                triton.cdiv(call.n_rows, rows),
+                (first + count - 1) // n_tiles - first // n_tiles + 1,
+            ),
+            x, sheared, reach, self.table_grads[i], *x.stride()[:3], sheared.stride(0),
+            x.shape[1], x.shape[2], n_tiles, call.n_rows, first, count, scale,
+            DIM=x.shape[3], PRECISION=call.precision,
+            BLOCK_Q=config.block_q, BLOCK_K=config.block_k, BLOCK_R=rows,
+            BLOCK_D=max(16, triton.next_power_of_2(x.shape[3])), num_warps=4, num_stages=2,
         )  # fmt: skip
 
     def run_grad_kv(self, config: Config) -> None:
@@ -119,43 +170,21 @@ class Backward:
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
 
-    def run_grad_table(self, config: Config) -> None:
-        call = self.call
-        batch, heads, _, dim = call.q.shape
-        v_dim = call.v.shape[3]
-        # a gradient per head if either table has one; the sum over heads comes after
-        per_head = max(x.shape[0] for x in (call.rel_k, call.rel_v) if x is not None) > 1
-        table_heads = heads if per_head else 1
-        n_tiles = triton.cdiv(call.n_rows, config.block_k)
-        pairs = batch if per_head else batch * heads
-        wanted = TABLE_PROGRAMS * multiprocessors(call.q)
-        slices = max(1, min(pairs, triton.cdiv(wanted, n_tiles * table_heads)))
-        part = self.delta.new_empty(slices, table_heads, call.n_rows, dim)
-        v_part = None
-        if call.rel_v is not None:
-            v_part = self.delta.new_empty(slices, table_heads, call.n_rows, v_dim)
-        launch.run(
-            grad_table_kernel, (n_tiles * table_heads, slices),
-            *self.inputs, self.far, part, v_part, *self.input_strides, *self.table_strides,
-            batch, *self.sizes, n_tiles, call.n_rows, call.k.shape[2].bit_length(),
-            call.scale, call.rel_scale,
-            **call.what(), PER_HEAD=per_head, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
-        self.table_parts = [x for x in (part, v_part) if x is not None]
-
     def steps(self) -> list[tuple[str | None, Callable[[Config], None]]]:
         """(direction of the configuration, launch) of every kernel, in order."""
-        steps = [(None, self.prepare), ("grad_q", self.run_grad_q), ("grad_kv", self.run_grad_kv)]
-        if self.call.rel_k is not None:
-            steps.append(("grad_table", self.run_grad_table))
-        return steps
+        return [(None, self.prepare), ("grad_q", self.run_grad_q), ("grad_kv", self.run_grad_kv)]
 
     def table_gradients(self) -> list[Tensor]:
-        """Of rel_k and rel_v: the slices, and the heads of a shared table, summed in order."""
+        """Of rel_k and rel_v: over the batch, and the heads of a shared table, summed in order."""
         grads = []
-        for table, part in zip((self.call.rel_k, self.call.rel_v), self.table_parts, strict=False):
-            grad = part.sum(0)
+        for i, (grad, (table, x, scale)) in enumerate(
+            zip(self.table_grads, self.tables, strict=True)
+        ):
+            if self.far is not None:  # beyond the table its first and last row are used
+                ends = self.far[2 * i : 2 * i + 2].movedim(0, 2).to(x.dtype) @ x  # [B, H, 2, D]
+                grad[:, :, 0] += scale * ends[:, :, 0]
+                grad[:, :, -1] += scale * ends[:, :, 1]
+            grad = grad.sum(0)
             if table.shape[0] < grad.shape[0]:
                 grad = grad.sum(0, keepdim=True)
             grads.append(grad.to(table.dtype))

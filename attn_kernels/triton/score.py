@@ -9,8 +9,10 @@ one new product of queries and table. Of both chunks row a needs every column u 
     merged[a, u] = current[a, u] if u < BLOCK_K - s_a else previous[a, u]
     term[a, b] = merged[a, (b - s_a) mod BLOCK_K]
 
-The rotation goes through shared memory in an order without bank conflicts (gpu_order). Tiles may be
-transposed, [keys, queries]; shift then is s_a as [1, BLOCK_Q] instead of [BLOCK_Q, 1].
+Where the queries stay, current is rotated first, carried to the next tile, and chosen where
+b >= s_a; if BLOCK_Q is twice BLOCK_K, the one before is carried as well. The rotation goes through
+shared memory in an order without bank conflicts (gpu_order). Tiles may be transposed, [keys,
+queries]; shift then is s_a as [1, BLOCK_Q] instead of [BLOCK_Q, 1].
 
 REL says what is beyond the table: "none" (there is no table), "clip" or "zero".
 """
@@ -123,6 +125,46 @@ def in_current(shift, TRANSPOSED: tl.constexpr, BLOCK_K: tl.constexpr):
         return column[:, None] < BLOCK_K - shift
     else:
         return column[None, :] < BLOCK_K - shift
+
+
+@triton.jit
+def rotated_product(
+    x, ptr, stride, row, n_rows, shift, CLIP: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """x's products with table rows from `row` on: column b is for offset (b - s_a) mod BLOCK_K."""
+    chunk = table_chunk(ptr, stride, row, n_rows, CLIP, DIM, BLOCK_D, BLOCK_K)
+    product = tl.dot(x, tl.trans(chunk), input_precision=PRECISION)
+    return rotate(product, shift[:, None], -1, False, BLOCK_Q, BLOCK_K)
+
+
+@triton.jit
+def earlier_products(
+    x, ptr, stride, row, n_rows, shift, CLIP: tl.constexpr, PRECISION: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """rotated_product of the chunks before row: (previous, older), as far as BLOCK_Q needs them."""
+    previous = rotated_product(
+        x, ptr, stride, row - BLOCK_K, n_rows, shift, CLIP, PRECISION,
+        DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+    )  # fmt: skip
+    older = previous
+    if BLOCK_Q > BLOCK_K:
+        older = rotated_product(
+            x, ptr, stride, row - 2 * BLOCK_K, n_rows, shift, CLIP, PRECISION,
+            DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+    return previous, older
+
+
+@triton.jit
+def by_key(current, previous, older, shift, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The term of a tile [queries, keys] from rotated products; older serves BLOCK_Q > BLOCK_K."""
+    offset = tl.arange(0, BLOCK_K)[None, :] - shift[:, None]
+    term = tl.where(offset >= 0, current, previous)
+    if BLOCK_Q > BLOCK_K:
+        term = tl.where(offset >= -BLOCK_K, term, older)
+    return term
 
 
 @triton.jit

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import interpreter  # before triton and the kernels
 
-interpreter.install()
+_kept = interpreter.install_backend()
 
 import pytest
 import torch
@@ -40,18 +40,11 @@ from common import (
 from torch import Tensor
 
 from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
-from attn_kernels import triton as kernels
-from attn_kernels.core import backends
 from attn_kernels.core.geometry import Geometry
-from attn_kernels.triton import configs, launch
+from attn_kernels.triton import configs, launch, launch_backward
 from attn_kernels.triton import geometry as rules
 
 TRITON = Target("triton")
-_library = torch.library.Library("attn_kernels", "IMPL")
-_library.impl("fwd", kernels.fwd, "CPU", allow_override=True)
-_library.impl("bwd", kernels.bwd, "CPU", allow_override=True)
-backends.can_run = lambda name, *inputs: None
-torch.set_num_threads(1)
 
 
 def variant(geometry: Geometry, table: Table | None = None) -> Variant:
@@ -132,6 +125,8 @@ RELATIVE = [
     Case(Causal(21), 50, table=Table(12, q_rel=True, rel_scale=-0.4, rel_v="shared")),
     Case(Local1d(16, 8, 8, causal=False), 50, table=Table(17, rel_scale=0.7)),
     Case(Local1d(20, 10), 45, table=Table(30, q_rel=True, beyond="zero")),
+    Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16)),
+    Case(Full(), 50, 60, table=Table(41, q_rel=True), block=(32, 16)),
     # the last far key lies on the table's first row, which then is nobody else's (a fixed bug)
     Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
 ]
@@ -184,7 +179,12 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """The case's tile sizes for every kernel, so that small shapes have many tiles."""
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     block = case.block if isinstance(case, Case) else (16, 16)
-    monkeypatch.setattr(configs, "candidates", lambda kind: [configs.Config(*block, 4, 1)])
+
+    def candidates(kind: configs.Kind) -> list[configs.Config]:
+        most = configs.band_chunks(kind) * block[1] if kind.relative else block[0]
+        return [configs.Config(min(block[0], most), block[1], 4, 1)]
+
+    monkeypatch.setattr(configs, "candidates", candidates)
 
 
 @pytest.mark.parametrize("case", PLAIN + RELATIVE + PATTERNS + RELATIVE_PATTERNS, ids=str)
@@ -192,6 +192,24 @@ def test_values_and_gradients(case: Case) -> None:
     """out, lse and every gradient, lse's included, are as accurate as eager float32."""
     options = {} if case.scale is None else {"scale": case.scale}
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON, **options)
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_sheared_scores_in_lots(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables' gradients are summed over lots of query tiles; a lot may end inside a head."""
+    case = RELATIVE[3]
+    tile_bytes = 2 * 4 * 16 * (80 + 2 * 32)  # two tables of 70 rows, float32
+    monkeypatch.setattr(launch_backward, "SHEARED_BYTES", tiles * tile_bytes)
+    counts = []
+    real = launch.run
+
+    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        counts.extend(grid if kernel.fn.__name__ == "grad_q_kernel" else [])
+        real(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(launch, "run", record)
+    check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON)
+    assert max(counts) == tiles < sum(counts)
 
 
 @pytest.mark.parametrize("case", SMALL_BFLOAT16, ids=str)

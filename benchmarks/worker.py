@@ -1,0 +1,99 @@
+"""Functions in processes of their own: one that hangs or breaks its GPU context costs one call."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+Job = tuple[Any, ...]  # a function that can be imported, and its arguments
+
+
+class JobError(RuntimeError):
+    """What a job raised, or how its process ended."""
+
+
+def serve(pipe: Any) -> None:
+    """The process: a result for every job, until one raises. Its context may be broken then."""
+    while True:
+        try:
+            function, *arguments = pipe.recv()
+        except EOFError:  # the other side is gone
+            return
+        try:
+            result = function(*arguments)
+        except Exception as error:
+            traceback.print_exc()
+            pipe.send((False, f"{type(error).__name__}: {error}"[:500]))
+            return
+        pipe.send((True, result))
+
+
+class Worker:
+    """A process that runs jobs, replaced after one that fails."""
+
+    def __init__(self) -> None:
+        self.process: Any = None
+        self.pipe: Any = None
+
+    def run(self, job: Job, seconds: float) -> Any:
+        """The job's result; JobError if it raises, dies or takes longer."""
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+            self.pipe, other = context.Pipe()
+            self.process = context.Process(target=serve, args=(other,))
+            self.process.start()
+            other.close()
+        try:
+            self.pipe.send(job)
+            if not self.pipe.poll(max(seconds, 0)):
+                raise JobError(f"no result after {seconds:.0f} s")
+            passed, result = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            passed, result = False, f"the process ended with {self.process.exitcode}"
+        except BaseException:
+            self.stop()
+            raise
+        if not passed:
+            self.stop()
+            raise JobError(result)
+        return result
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+        self.process = self.pipe = None
+
+
+def run_all(jobs: list[Job], processes: int, seconds: Callable[[], float]) -> list[Any]:
+    """The jobs' results in order, several at a time; a JobError stands where one failed.
+
+    seconds() is asked when a job starts.
+    """
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    workers = [Worker() for _ in range(min(processes, len(jobs)))]
+    for worker in workers:
+        idle.put(worker)
+
+    def run(job: Job) -> Any:
+        worker = idle.get()
+        try:
+            return worker.run(job, seconds())
+        except JobError as error:
+            return error
+        finally:
+            idle.put(worker)
+
+    try:
+        with ThreadPoolExecutor(max(1, len(workers))) as pool:
+            return list(pool.map(run, jobs))
+    finally:
+        for worker in workers:
+            worker.stop()
