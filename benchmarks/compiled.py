@@ -246,8 +246,8 @@ def read_cubin(found: Compiled, binary: bytes, ptx: str) -> None:
         body = [name for _, name, _ in lines[first : last + 1]]
         if not holds_another and any(re.match(MATRIX, name) for name in body):
             loops.append(body)
-    for body in loops:
-        found.loops.append(len(body))
+    found.loops = [len(body) for body in loops]
+    for body in loops or [[name for _, name, _ in lines]]:
         local = sum(name.startswith(("LDL", "STL")) for name in body)
         found.spilling = max(found.spilling, local / len(body))
     names = max(loops, key=len, default=[])

@@ -186,7 +186,9 @@ def test_tiles_are_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     rows = data["configs"]
     assert [row["direction"] for row in rows[::3]] == ["forward", "grad_q", "grad_kv"]
     for row in rows:
-        wide = row["group"] == "relative" and row["config"]["block_q"] > row["config"]["block_k"]
+        # of these kernels one does not take more queries than keys
+        wide = row["group"] == "relative" and row["direction"] == "grad_kv"
+        wide = wide and row["config"]["block_q"] > row["config"]["block_k"]
         assert row.get("milliseconds") == (None if wide else 2.0), row
         assert bool(row.get("failed")) == wide
 

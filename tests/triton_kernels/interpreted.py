@@ -194,7 +194,7 @@ def test_values_and_gradients(case: Case) -> None:
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON, **options)
 
 
-@pytest.mark.parametrize("tiles", [1, 3])
+@pytest.mark.parametrize("tiles", [2])  # of a head's 3
 def test_sheared_scores_in_lots(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables' gradients are summed over lots of query tiles; a lot may end inside a head."""
     case = RELATIVE[3]
