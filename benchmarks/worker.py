@@ -41,6 +41,8 @@ class Worker:
 
     def run(self, job: Job, seconds: float) -> Any:
         """The job's result; JobError if it raises, dies or takes longer."""
+        if seconds <= 0:
+            raise JobError("out of time")
         if self.process is None:
             context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
             self.pipe, other = context.Pipe()
@@ -49,7 +51,7 @@ class Worker:
             other.close()
         try:
             self.pipe.send(job)
-            if not self.pipe.poll(max(seconds, 0)):
+            if not self.pipe.poll(seconds):
                 raise JobError(f"no result after {seconds:.0f} s")
             passed, result = self.pipe.recv()
         except (EOFError, OSError):

@@ -386,6 +386,8 @@ def test_a_process_is_replaced_when_it_fails():
             worker.run((os._exit, 3), 60)
         with pytest.raises(JobError, match="no result after 0 s"):
             worker.run((time.sleep, 60), 0.1)
+        with pytest.raises(JobError, match="out of time"):
+            worker.run((operator.add, 1, 2), 0)
         assert worker.run((operator.add, 1, 2), 60) == 3
     finally:
         worker.stop()
