@@ -34,7 +34,6 @@ from attn_kernels.triton.launch_backward import backward_launches
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
-SPILLING = 0.08  # of a loop's instructions may access local memory
 MATRIX = r"HGMMA|HMMA|UTC\w*MMA|IMMA|v_mfma\w*"
 
 
@@ -97,10 +96,9 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """It compiled, with next to no spills in its loops, into a device's shared memory."""
+        """It compiled, without spills, into a device's shared memory."""
         arch = 0 if self.target.startswith("gfx") else int(self.target[3:])
-        few = self.spilling <= SPILLING
-        return not self.error and few and self.shared <= shared_limit(arch)
+        return not self.error and self.spills == 0 and self.shared <= shared_limit(arch)
 
 
 # --- From a launch to a compilation ---

@@ -39,7 +39,7 @@ def test_interpreted(name: str) -> None:
 
 @pytest.mark.parametrize(("case", "target", "dtype", "dim"), SMALL)
 def test_defaults_compile(case: str, target: str, dtype: str, dim: int) -> None:
-    """Default configurations have next to no spills in loops, and fit shared memory."""
+    """Default configurations neither spill registers nor exceed shared memory."""
     check_compiled([case], [target], [dtype], [dim])
 
 

@@ -108,22 +108,22 @@ def candidates(kind: Kind) -> list[Config]:
     rows = DEFAULTS[kind.direction](kind)
     if kind.pattern:
         rows = [*pattern_rows(kind), *rows]
-    # a tile is no larger than its home; and a warp takes 16 rows of it, or two do the same work
-    home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
-    rows = [replace(row, **{home: min(getattr(row, home), max(16, kind.rows))}) for row in rows]
-    if kind.pattern:
-        rows = [
-            replace(row, block_q=min(row.block_q, TILE), block_k=min(row.block_k, TILE))
-            for row in rows
-        ]
-    if kind.relative:
-        most = band_chunks(kind)
-        rows = [replace(row, block_q=min(row.block_q, most * row.block_k)) for row in rows]
-    rows = [
-        replace(row, num_warps=min(row.num_warps, max(4, getattr(row, home) // 16))) for row in rows
-    ]
-    fitting = [row for row in dict.fromkeys(rows) if fits(kind, row)]
+    fitting = [row for row in dict.fromkeys(cut(kind, row) for row in rows) if fits(kind, row)]
     return fitting or [smallest(kind)]
+
+
+def cut(kind: Kind, row: Config) -> Config:
+    """The row with a tile no larger than its home, and no more warps for its rows than before: 8
+    warps on 64 rows compute the scores twice (sm_90)."""
+    most = TILE if kind.pattern else 128
+    home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
+    before = getattr(row, home)
+    sizes = {"block_q": min(row.block_q, most), "block_k": min(row.block_k, most)}
+    sizes[home] = min(sizes[home], max(16, kind.rows))
+    if kind.relative:
+        sizes["block_q"] = min(sizes["block_q"], band_chunks(kind) * sizes["block_k"])
+    num_warps = min(row.num_warps, max(4, row.num_warps * sizes[home] // before))
+    return replace(row, **sizes, num_warps=num_warps)
 
 
 def smallest(kind: Kind) -> Config:
@@ -144,7 +144,7 @@ def forward_rows(kind: Kind) -> list[Config]:
     if kind.values or (kind.relative and kind.arch < 90):
         return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
     if kind.relative:
-        return [Config(64, 64, 4, 2), Config(64, 64, 4, 3), Config(64, 32, 4, 2),
+        return [Config(64, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 3),
                 Config(32, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
     if kind.rows < 128:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
@@ -162,8 +162,8 @@ def grad_q_rows(kind: Kind) -> list[Config]:
     if kind.relative:
         rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
                 Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        wide = kind.arch >= 90 and kind.dim <= 128 and not kind.values
-        return [Config(64, 64, 4, 2), *rows] if wide else rows
+        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
+        return [Config(32, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
         return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -175,9 +175,8 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.relative:
         rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 2),
                 Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        wide = kind.arch >= 90 and kind.dim <= 128 and not kind.values
-        first = Config(32, 128, 8, 2) if kind.dim <= 64 else Config(32, 64, 4, 2)
-        return [first, *rows] if wide else rows
+        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
+        return [Config(32, 128, 8, 2), *rows] if wide else rows
     if kind.dim <= 64:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)
@@ -194,16 +193,20 @@ def pattern_rows(kind: Kind) -> list[Config]:
     """Where words of bits leave fewer registers than the first of the usual rows takes."""
     if kind.element_size == 4 or kind.dim > 128:
         return []
-    narrow = {"forward": Config(64, 32, 4, 3), "grad_q": Config(64, 32, 4, 2)}
+    old = 0 < kind.arch < 90
+    wide = kind.dim > 64
+    rows = {
+        "forward": [Config(64, 32, 4, 3)] if old and wide else [],
+        "grad_q": [Config(64, 32, 4, 2)] if old or wide else [],
+        "grad_kv": [Config(32, 32 if wide else 64, 4, 2)] if old else [],
+    }
     if kind.relative:
-        narrow = {"forward": Config(32, 64, 4, 2), "grad_q": Config(16, 32, 4, 2)}
-        needed = kind.dim > 64 and (kind.arch >= 90 or kind.direction == "grad_q")
-    elif kind.direction == "grad_kv":
-        narrow = {"grad_kv": Config(32, 64 if kind.dim <= 64 else 32, 4, 2)}
-        needed = 0 < kind.arch < 90
-    else:
-        needed = 0 < kind.arch < 90 and (kind.dim > 64 or kind.direction == "grad_q")
-    return [narrow[kind.direction]] if needed and kind.direction in narrow else []
+        rows = {
+            "forward": [Config(32, 64, 4, 2)] if wide and not old else [],
+            "grad_q": [Config(16 if wide else 32, 32, 4, 2)],
+            "grad_kv": [Config(32, 32, 8, 2)] if wide and old else [],
+        }
+    return rows[kind.direction]
 
 
 DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
