@@ -149,7 +149,8 @@ struct Entry {
 
   static void transpose_of(const void* from, void* to, int64_t n) {
     const int64_t size = n * kLanes<T>;
-    transpose<T>(size, size, static_cast<const T*>(from), size, static_cast<T*>(to), size);
+    const auto one = [](int64_t) { return set1<T>(1); };
+    transpose<T>(size, size, static_cast<const T*>(from), size, one, static_cast<T*>(to), size);
   }
   static void shear_of(int sign, const void* from, void* to, int64_t n) {
     if (sign < 0) {
