@@ -19,13 +19,14 @@ struct BackwardTile {
   T *rows, *transposed, *q_rel, *grad_out, *q_buffer, *q_rel_buffer, *grad_buffer;
   T *weights, *grads, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
   Matrix<E> q_columns, grad_columns, q_lanes, grad_lanes;  // [dim, lanes] and [lanes, dim]
-  E *q_rel_pairs, *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
+  E *q_rel_pairs, *q_column_pairs, *grad_column_pairs;
+  E *q_lane_pairs, *q_rel_lane_pairs, *grad_lane_pairs;
   KeptRows<Sums::kDims, E> keys, values;
   KeptRows<Sums::kKeys, E> keys_by_key;
   E *weights_by_lane, *grads_by_lane, *grads_by_key;  // the matrices themselves, or pairs
   ScoreBand<T, E> score_band, value_band;
   Scales<T> scales;
-  GradBand<T> score_grad, value_grad;
+  GradBand<T, E> score_grad, value_grad;
   T *grad_k, *grad_v;          // the chunk's sums, [k_len, padded dim]
   T *grad_rel_k, *grad_rel_v;  // the chunk's sums for the tile's head, [rows, padded dim]
 
@@ -62,13 +63,14 @@ struct BackwardTile {
     if (p.rel_k.data) {
       q_rel = arena.take<T>(pitch * dim);
       q_rel_buffer = arena.take<T>(pitch * dim);
+      if (kNumbers<E> == 2) q_rel_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * dim);
       grad_q_rel = arena.take<T>(pitch * dim);
       score_band.layout(arena, p.dim);
-      score_grad.layout(arena);
+      score_grad.layout(arena, p.dim);
     }
     if (p.rel_v.data) {
       value_band.layout(arena, p.v_dim);
-      value_grad.layout(arena);
+      value_grad.layout(arena, p.v_dim);
     }
   }
 
@@ -88,6 +90,7 @@ struct BackwardTile {
   }
 
   void start(const BackwardParams& p, const Tile<T>& tile) {
+    constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
     scales = logit_scales<E, T>(p, kLog2E);
     const T* const q_rows = query_rows<T>(tile, p.q, p.dtype, p.dim, q_buffer);
@@ -96,10 +99,10 @@ struct BackwardTile {
     transpose_queries<T>(tile, q_rows, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E),
                          transposed);
     transpose_queries<T>(tile, grad_rows, p.v_dim, 1, grad_out);
-    q_columns = pair_columns(transposed, p.dim, tile.lanes, q_column_pairs);
-    grad_columns = pair_columns(grad_out, p.v_dim, tile.lanes, grad_column_pairs);
-    q_lanes = pair_lanes(q_rows, tile.lanes, dim, q_lane_pairs);
-    grad_lanes = pair_lanes(grad_rows, tile.lanes, v_dim, grad_lane_pairs);
+    q_columns = pair_down(transposed, pitch, p.dim, tile.lanes, q_column_pairs);
+    grad_columns = pair_down(grad_out, pitch, p.v_dim, tile.lanes, grad_column_pairs);
+    q_lanes = pair_down(q_rows, dim, tile.lanes, dim, q_lane_pairs);
+    grad_lanes = pair_down(grad_rows, v_dim, tile.lanes, v_dim, grad_lane_pairs);
     const int64_t head_row = (tile.batch * p.heads + tile.head) * p.q_len;
     // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
     fill<T>(lse, tile.lanes, __builtin_inf());
@@ -118,14 +121,16 @@ struct BackwardTile {
       transpose_queries<T>(tile, q_rel_rows, p.dim, kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E),
                            q_rel);
       zero_rows<T>(dim, tile.lanes, grad_q_rel);
-      const HeadTable<T> table = head_table<T>(p.rel_k, p, tile.head, p.dim);
-      score_band.start(table, pair_columns(q_rel, p.dim, tile.lanes, q_rel_pairs), scales.term);
-      score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_rows, tile.queries.count);
+      const HeadTable<Source<E>> table = head_table<Source<E>>(p.rel_k, p, tile.head, p.dim);
+      score_band.start(table, pair_down(q_rel, pitch, p.dim, tile.lanes, q_rel_pairs), scales.term);
+      const Matrix<E> q_rel_lanes =
+          p.q_rel.data ? pair_down(q_rel_rows, dim, tile.lanes, dim, q_rel_lane_pairs) : q_lanes;
+      score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_lanes, tile.queries.count);
     }
     if (p.rel_v.data) {
-      const HeadTable<T> table = head_table<T>(p.rel_v, p, tile.head, p.v_dim);
+      const HeadTable<Source<E>> table = head_table<Source<E>>(p.rel_v, p, tile.head, p.v_dim);
       value_band.start(table, grad_columns, 1);
-      value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_rows, tile.queries.count);
+      value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_lanes, tile.queries.count);
     }
   }
 

@@ -46,14 +46,18 @@ inline void add_sheared(const T* from, int n, T* to) {
   }
 }
 
-// A head's table and how offsets map to its rows.
-template <typename T>
+// A head's table in elements S, numbers or pairs, and how offsets map to its rows.
+template <typename S>
 struct HeadTable {
-  const T* data = nullptr;
+  const S* data = nullptr;
   int64_t rows = 0, dim = 0;
   bool causal = false, clip = false;
 
-  Matrix<T> from(int64_t row) const { return {data + row * dim, dim}; }
+  // The rows from `row` on, every `step`-th.
+  Matrix<S> from(int64_t row, int64_t step = 1) const {
+    const int64_t width = dim / kNumbers<S>;
+    return {data + row * width, step * width};
+  }
 
   // Whether all of `count` offsets from `first` on lie before (-1) or behind (+1) the table.
   int beyond(int64_t first, int64_t count) const {
@@ -62,12 +66,12 @@ struct HeadTable {
   }
 };
 
-template <typename T>
-inline HeadTable<T> head_table(const Table& table, const AttentionParams& p, int64_t head,
+template <typename S>
+inline HeadTable<S> head_table(const Table& table, const AttentionParams& p, int64_t head,
                                int64_t dim) {
   if (table.data == nullptr) return {};
-  return {static_cast<const T*>(table.data) + head * table.head_stride, table.rows, dim,
-          p.geometry.causal, p.clip};
+  const int64_t start = head * table.head_stride / kNumbers<S>;
+  return {static_cast<const S*>(table.data) + start, table.rows, dim, p.geometry.causal, p.clip};
 }
 
 template <typename T>
@@ -76,10 +80,10 @@ constexpr int kBandRows = kTileQueries<T> + kStepKeys;
 // Table times queries, added to logits. E is the element of the product.
 template <typename T, typename E>
 struct ScoreBand {
-  HeadTable<T> table;
+  HeadTable<Source<E>> table;
   Matrix<E> queries;  // [dim, lanes]
   T factor;           // of the products
-  E* table_pairs;     // rows of the table as elements, if those are pairs
+  E* made;            // rows of the table as elements, if those have to be made
   T* rows;            // [kBandRows, lanes]
   T* edges;           // the products of the first and last row
   int64_t next = 0;   // the offset behind the last row held
@@ -89,26 +93,19 @@ struct ScoreBand {
   void layout(Arena& arena, int64_t dim) {
     rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
     edges = arena.take<T>(2 * kTileQueries<T>);
-    if (kNumbers<E> == 2) table_pairs = arena.take<E>(row_elements<E>(kBandRows<T>, dim));
+    if (kMade<Sums::kDims, E>) made = arena.take<E>(row_elements<E>(kBandRows<T>, dim));
   }
 
-  void start(const HeadTable<T>& head, Matrix<E> q, T factor_) {
+  void start(const HeadTable<Source<E>>& head, Matrix<E> q, T factor_) {
     table = head, queries = q, factor = factor_, held = 0, have_edges = false;
   }
 
   // The products of n rows from `first` on, every `step`-th.
   void multiply(int64_t first, int64_t step, int64_t n, int lanes, T* to) {
-    constexpr int pitch = kTileQueries<T>;
-    const T* from = table.data + first * table.dim;
-    if constexpr (kNumbers<E> == 1) {
-      gemm<Left::kRows>(n, lanes, table.dim, Matrix<T>{from, step * table.dim}, queries, to, pitch,
-                        false);
-    } else {
-      gemm<Left::kRows>(n, lanes, ceil_div(table.dim, 2),
-                        pair_rows(from, step * table.dim, n, table.dim, table_pairs), queries, to,
-                        pitch, false);
-      if (factor != T(1)) scale_slab({0, int(n), 0, lanes, false}, factor, to);
-    }
+    gemm<Left::kRows>(n, lanes, ceil_div(table.dim, kNumbers<E>),
+                      over_dims<E>(table.from(first, step), table.dim, int(n), made), queries, to,
+                      kTileQueries<T>, false);
+    if (factor != T(1)) scale_slab({0, int(n), 0, lanes, false}, factor, to);
   }
 
   // The products of the edge row on side -1 or +1, or null if nothing is added beyond the table.
@@ -169,26 +166,31 @@ struct ScoreBand {
 
 // The way back: weights (or logit gradients) of a step, summed by offset and multiplied with the
 // table. A row is complete, and leaves, when all steps that touch it are done.
-template <typename T>
+template <typename T, typename E>
 struct GradBand {
-  HeadTable<T> table;
-  T* product;         // [dim, lanes] += table^T band, or null
-  T* grad_table;      // [rows, padded dim] += band q, or null
-  const T* q_rows;    // [lanes, padded dim]
-  int64_t n_queries;  // lanes that count in grad_table
-  T* rows;            // [kBandRows, lanes]
-  T* edges;           // sums of the rows before and behind the table
-  int64_t next = 0;   // offset of rows[0]
+  HeadTable<Source<E>> table;
+  T* product;                  // [dim, lanes] += table^T band, or null
+  T* grad_table;               // [rows, padded dim] += band q, or null
+  Matrix<E> queries;           // [lanes, padded dim]
+  int64_t n_queries;           // lanes that count in grad_table
+  E *table_made, *band_pairs;  // rows of the table, and of the band, as elements
+  T* rows;                     // [kBandRows, lanes]
+  T* edges;                    // sums of the rows before and behind the table
+  int64_t next = 0;            // offset of rows[0]
   int held = 0, lanes = 0;
 
-  void layout(Arena& arena) {
+  void layout(Arena& arena, int64_t dim) {
     rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
     edges = arena.take<T>(2 * kTileQueries<T>);
+    if (kNumbers<E> == 2) {
+      table_made = arena.take<E>(key_elements<E>(dim));
+      band_pairs = arena.take<E>(key_elements<E>(kTileQueries<T>));
+    }
   }
 
-  void start(const HeadTable<T>& head, int n_lanes, T* product_, T* grad_table_, const T* q_rows_,
-             int64_t n_queries_) {
-    table = head, lanes = n_lanes, product = product_, grad_table = grad_table_, q_rows = q_rows_;
+  void start(const HeadTable<Source<E>>& head, int n_lanes, T* product_, T* grad_table_,
+             Matrix<E> queries_, int64_t n_queries_) {
+    table = head, lanes = n_lanes, product = product_, grad_table = grad_table_, queries = queries_;
     n_queries = n_queries_, held = 0;
     fill<T>(edges, 2 * kTileQueries<T>, 0);
   }
@@ -198,13 +200,14 @@ struct GradBand {
     const int64_t padded_dim = padded<T>(table.dim);
     if (n == 0) return;
     if (product) {
-      gemm<Left::kColumns>(table.dim, lanes, n, table.from(row), Matrix<T>{band, pitch}, product,
-                           pitch, true);
+      gemm<kOverKeys<E>>(table.dim, lanes, ceil_div(n, kNumbers<E>),
+                         over_keys<E>(table.from(row), table.dim, int(n), table_made),
+                         pair_down(band, pitch, n, lanes, band_pairs), product, pitch, true);
     }
     if (grad_table) {
-      gemm<Left::kRows>(n, padded_dim, n_queries, Matrix<T>{band, pitch},
-                        Matrix<T>{q_rows, padded_dim}, grad_table + row * padded_dim, padded_dim,
-                        true);
+      gemm<Left::kRows>(n, padded_dim, ceil_div(n_queries, kNumbers<E>),
+                        pair_across(band, pitch, n, lanes, band_pairs), queries,
+                        grad_table + row * padded_dim, padded_dim, true);
     }
   }
 

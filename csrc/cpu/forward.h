@@ -107,7 +107,7 @@ struct ForwardTile {
   Softmax<T> softmax;
   ScoreBand<T, E> score_band;
   Scales<T> scales;
-  GradBand<T> value_band;
+  GradBand<T, E> value_band;
 
   void layout(Arena& arena, const ForwardParams& p) {
     constexpr int pitch = kTileQueries<T>;
@@ -128,7 +128,7 @@ struct ForwardTile {
     }
     softmax.layout(arena);
     if (p.rel_k.data) score_band.layout(arena, p.dim);
-    if (p.rel_v.data) value_band.layout(arena);
+    if (p.rel_v.data) value_band.layout(arena, p.v_dim);
   }
 
   // A matrix [kStepKeys, lanes] with kLanes rows of zeros on both sides, as GradBand needs it.
@@ -165,22 +165,23 @@ struct ForwardTile {
   }
 
   void start(const ForwardParams& p, const Tile<T>& tile) {
+    constexpr int pitch = kTileQueries<T>;
     scales = logit_scales<E, T>(p, kLog2E);
     transpose_queries<T>(tile, query_rows<T>(tile, p.q, p.dtype, p.dim, rows), p.dim,
                          kScaleLater<E> ? T(1) : T(p.scale * kLog2E), transposed);
-    q = pair_columns(transposed, p.dim, tile.lanes, q_pairs);
+    q = pair_down(transposed, pitch, p.dim, tile.lanes, q_pairs);
     softmax.start(tile.lanes);
     zero_rows<T>(padded<T>(p.v_dim), tile.lanes, acc);
     if (p.rel_k.data) {
       const View& from = p.q_rel.data ? p.q_rel : p.q;
       transpose_queries<T>(tile, query_rows<T>(tile, from, p.dtype, p.dim, rows), p.dim,
                            kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E), q_rel);
-      score_band.start(head_table<T>(p.rel_k, p, tile.head, p.dim),
-                       pair_columns(q_rel, p.dim, tile.lanes, q_rel_pairs), scales.term);
+      score_band.start(head_table<Source<E>>(p.rel_k, p, tile.head, p.dim),
+                       pair_down(q_rel, pitch, p.dim, tile.lanes, q_rel_pairs), scales.term);
     }
     if (p.rel_v.data) {
-      value_band.start(head_table<T>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc, nullptr,
-                       nullptr, 0);
+      value_band.start(head_table<Source<E>>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc,
+                       nullptr, {}, 0);
     }
   }
 

@@ -6,6 +6,26 @@ enum class Sums { kDims, kKeys };  // what the products with them sum over
 template <Sums kSums, typename E>
 constexpr bool kMade = kSums == Sums::kDims ? kParts<E> > 1 : kNumbers<E> == 2;
 
+// Rows [n, dim] as elements of a sum over dims, and (kStepKeys rows at most) over rows: as they
+// lie, or in `at`.
+template <typename E>
+inline Matrix<E> over_dims(Matrix<Source<E>> rows, int64_t dim, int n, E* at) {
+  if constexpr (kMade<Sums::kDims, E>) {
+    return pair_across(rows.data, rows.stride, n, dim, at);
+  } else {
+    return rows;
+  }
+}
+template <typename E>
+inline Matrix<E> over_keys(Matrix<Source<E>> rows, int64_t dim, int n, E* at) {
+  if constexpr (kMade<Sums::kKeys, E>) {
+    pair_keys(rows, dim, n, at);
+    return key_pairs(at, dim);
+  } else {
+    return rows;
+  }
+}
+
 template <Sums kSums, typename E>
 struct KeptRows {
   // Pairs of keys as they lie are made as fast as they are read again.
@@ -68,11 +88,6 @@ struct KeptRows {
     return kSums == Sums::kDims ? dim_pairs(at, dim) : key_pairs(at, dim);
   }
   static Matrix<E> make(Matrix<Source<E>> rows, int64_t dim, int n, E* at) {
-    if constexpr (kSums == Sums::kDims) {
-      pair_dims(rows, dim, n, at);
-    } else {
-      pair_keys(rows, dim, n, at);
-    }
-    return arranged(at, dim);
+    return kSums == Sums::kDims ? over_dims<E>(rows, dim, n, at) : over_keys<E>(rows, dim, n, at);
   }
 };
