@@ -95,19 +95,22 @@ class Scratch {
   void* own_ = nullptr;
 };
 
-// Runs all tasks on torch's threads, each taking the next one when it is done.
+// Runs all tasks on torch's threads, each taking the next few when it is done: a task may find in
+// its scratch what the one before it has made.
 template <typename Params>
 void run(const Work<Params>& work, const Params& params) {
   const int64_t tasks = work.tasks(params), scratch_bytes = at_least(work.scratch(params), 64);
+  const int64_t threads = at_most(torch::stable::get_num_threads(), tasks);
+  const int64_t turn = at_least(at_most(tasks / (at_least(threads, 1) * 32), 8), 1);
   std::atomic<int64_t> next{0};
   const auto worker = [&](int64_t, int64_t) {
     Scratch scratch(scratch_bytes);
     work.start(params, scratch.data());
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      work.run(params, task, scratch.data());
+    for (int64_t task; (task = next.fetch_add(turn, std::memory_order_relaxed)) < tasks;) {
+      const int64_t end = at_most(task + turn, tasks);
+      for (; task < end; ++task) work.run(params, task, scratch.data());
     }
   };
-  const int64_t threads = at_most(torch::stable::get_num_threads(), tasks);
   if (threads <= 1) return worker(0, 1);
   torch::stable::parallel_for(0, threads, 1, worker);
 }

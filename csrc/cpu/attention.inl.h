@@ -79,8 +79,10 @@ struct Entry {
     if (p.few_queries) {
       over<Few>(p, scratch).run(p, unit / p.k_heads, unit % p.k_heads, split);
     } else {
-      const int64_t head = unit / tiles(p), last_first = tiles(p) - 1 - unit % tiles(p);
-      over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, last_first, split);
+      // The last tiles of a causal head have most to do; kept boxes are those of the tile before.
+      const int64_t head = unit / tiles(p), turn = unit % tiles(p);
+      const int64_t index = columns_are_shared(p.geometry) ? turn : tiles(p) - 1 - turn;
+      over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, index, split);
     }
     release_tiles();
   }

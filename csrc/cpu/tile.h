@@ -117,10 +117,14 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, cons
 }
 
 // How many of the gathered keys [key, end) the next step takes. A relative term wants keys that lie
-// next to each other.
+// next to each other; columns that blocks share are steps of their own.
 template <typename T>
 inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relative) {
   const int64_t n = at_most(end - key, kStepKeys);
+  if (columns_are_shared(tile.geometry)) {
+    const Box& box = box_of(tile.queries, key);
+    return int(at_most(n, box.count - key));
+  }
   if (!relative || tile.geometry.kind != GeometryKind::kPattern) return int(n);
   const Span run = key_run(tile.geometry, tile.queries, key);
   return int(at_most(n, run.stop - run.start));
