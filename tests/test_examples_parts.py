@@ -24,6 +24,7 @@ from examples import (
     bleu,
     bpe,
     checkpoint,
+    dalle,
     options,
     pictures,
     quality,
@@ -90,10 +91,12 @@ def test_interrupted_and_resumed_is_bitwise_the_same(tmp_path):
         tiny_training(run_options(tmp_path / "parts"), interrupt_at=4).run()
     assert stopped.value.code == training.INTERRUPTED
     path = tmp_path / "parts" / "tiny.safetensors"
-    assert checkpoint.load(path).step == 5
+    before = checkpoint.load(path)
+    assert before.step == 5
     torch.manual_seed(99)  # another process starts with other random numbers
     resumed = tiny_training(run_options(tmp_path / "parts", "--resume")).run()
     assert resumed.step == 10
+    assert resumed.seconds > before.seconds > 0
     assert len(resumed.history["train"]) == 10
     assert_same(tmp_path / "whole" / "tiny.safetensors", path)
 
@@ -104,12 +107,22 @@ def test_signal_handlers_are_put_back(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_second_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), training.stop_signals() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_validation_leaves_training_undisturbed(tmp_path):
     trained = tiny_training(run_options(tmp_path))
     state = torch.get_rng_state()
     trained.measure()
     assert torch.equal(state, torch.get_rng_state())
     assert trained.model.training
+    with training.evaluating(trained.model):
+        assert not trained.model.training
+        assert not torch.is_grad_enabled()
 
 
 def test_checkpoint_of_another_config(tmp_path):
@@ -163,6 +176,26 @@ def test_every_epoch_holds_every_item_once():
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()
     assert training.shuffled(3, 8, 0, 1).tolist()  # a batch larger than the data
+
+
+def test_learning_rates(tmp_path):
+    """Up in a line, down in half a cosine to a twentieth, and no further; training follows them."""
+    rates = [training.warmup_cosine(step, 250) for step in range(300)]
+    assert rates[:51] == pytest.approx([(step + 1) / 50 for step in range(50)] + [1.0])
+    assert rates[150] == pytest.approx(0.05 + 0.95 / 2)
+    assert rates[250:] == pytest.approx([0.05] * 50)
+    trained = tiny_training(run_options(tmp_path)).run()
+    (group,) = trained.optimizers["adam"].param_groups
+    assert group["lr"] == pytest.approx(1e-3 * 10 / 50)
+
+
+def test_gradients_are_clipped(tmp_path):
+    trained = tiny_training(run_options(tmp_path))
+    loss = trained.loss
+    trained.loss = lambda x: 1e6 * loss(x)
+    trained.update(trained.batch(0))
+    gradients = [x.grad.flatten() for x in trained.model.parameters()]
+    assert torch.cat(gradients).norm() == pytest.approx(1.0)
 
 
 # --- Quality ---
@@ -419,6 +452,14 @@ def test_emoji_names():
     assert emoji.caption("\N{LEMON}") == "lemon"
     assert emoji.caption("\N{LEFT-POINTING MAGNIFYING GLASS}") == "left pointing magnifying glass"
     assert emoji.caption("7") is None
+
+
+def test_mirrored_pictures():
+    images = torch.arange(24.0).view(3, 1, 2, 4)
+    given = dalle.Captioned(images, ["red apple", "rightwards arrow", "sun"])
+    found = dalle.with_mirrored(given)
+    assert found.captions == [*given.captions, "red apple", "sun"]
+    assert torch.equal(found.images, torch.cat([images, images[[0, 2]].flip(3)]))
 
 
 # --- Pictures ---
