@@ -108,10 +108,11 @@ def test_signal_handlers_are_put_back(tmp_path):
 
 
 def test_a_second_signal_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), training.stop_signals() as asked:
+    with training.stop_signals() as asked:
         signal.raise_signal(signal.SIGINT)
         assert asked == [signal.SIGINT]
-        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_validation_leaves_training_undisturbed(tmp_path):
@@ -127,11 +128,13 @@ def test_validation_leaves_training_undisturbed(tmp_path):
 
 def test_checkpoint_of_another_config(tmp_path):
     tiny_training(run_options(tmp_path)).run()
-    other = tiny_training(run_options(tmp_path, "--resume", "--seed", "1"), width=9)
-    with pytest.raises(
-        ValueError, match="another configuration: seed 0 there, 1 here; width 8 there, 9 here"
-    ):
+    other = tiny_training(run_options(tmp_path, "--resume", "--seed", "1"), width=9, depth=2)
+    differing = "depth None there, 2 here; seed 0 there, 1 here; width 8 there, 9 here"
+    with pytest.raises(ValueError, match=f"another configuration: {differing}"):
         other.run()
+    shorter = tiny_training(run_options(tmp_path, "--resume", "--steps", "9"))
+    with pytest.raises(ValueError, match=r"is at step 10: --steps must be at least that, got 9"):
+        shorter.run()
 
 
 def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
@@ -144,8 +147,12 @@ def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
     save_file({"x": torch.ones(1)}, other)
     run_options(tmp_path, "--restart")
     assert list(tmp_path.glob("*.safetensors")) == [other]
-    with pytest.raises(ValueError, match="--resume: there is no checkpoint in"):
+    with pytest.raises(ValueError, match="--resume: there is no checkpoint of tiny in"):
         run_options(tmp_path, "--resume")
+    tiny_training(run_options(tmp_path)).run()
+    parsed = options.parser("other", "", 10).parse_args(["--resume", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--resume: there is no checkpoint of other in"):
+        options.common(parsed)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
@@ -159,6 +166,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_atomically(path, half)
     assert path.read_text() == "old"
+    checkpoint.write_atomically(path, lambda part: part.write_text("new"))
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 9])
@@ -211,11 +221,12 @@ def test_quality():
 
 def test_check_fails_and_the_figures_are_written(tmp_path):
     missed = quality.Quality("loss", 1.6, "marginal", 2.0, stated=1.5)
-    quality.report(run_options(tmp_path), [missed], 1.0)
+    reached = quality.Quality("loss", 1.4, "marginal", 2.0, stated=1.5)
+    quality.report(run_options(tmp_path), [missed, reached], 1.0)
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["figures"][0]["reached"] is False
     with pytest.raises(SystemExit) as stopped:
-        quality.report(run_options(tmp_path, "--check"), [missed], 1.0)
+        quality.report(run_options(tmp_path, "--check"), [missed, reached], 1.0)
     assert stopped.value.code == quality.FAILED
 
 
@@ -270,6 +281,19 @@ def test_split_goes_by_content():
 def test_missing_package():
     with pytest.raises(MissingData, match="no_such_module is not installed: pip install such"):
         package("no_such_module", "such")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--device", "nothing"], "--device nothing: Expected one of cpu, cuda, "),
+        (["--backend", "triton"], "--backend triton: there is no CUDA device"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a CUDA device")
+def test_what_this_machine_does_not_have(tmp_path, words, text):
+    with pytest.raises(ValueError, match=f"^{text}"):
+        run_options(tmp_path, *words)
 
 
 def test_missing_packages_are_told_before_training(tmp_path, monkeypatch):
