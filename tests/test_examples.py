@@ -66,6 +66,7 @@ def test_example(name, tmp_path):
     assert found["example"] == name
     assert found["steps"] == 2
     assert all(math.isfinite(x["value"]) for x in found["figures"])
+    assert all(x["value"] != x["baseline"] for x in found["figures"] if "nats" in x["name"])
 
 
 @pytest.mark.parametrize(("name", "words"), [(n, w) for n in VARIANTS for w in VARIANTS[n]])

@@ -11,6 +11,7 @@ import signal
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from examples import (
     bpe,
     checkpoint,
     dalle,
+    gpt,
+    music_transformer,
     options,
     pictures,
     quality,
@@ -558,6 +561,61 @@ def test_placeholders_are_numbered_and_named():
     assert target == f"{source[-1]}: {source[0]} {source[0]}"
     assert translation.named(target, names) == "%(b)s: %(a)s %(a)s"
     assert translation.named(target, []) == ":  "
+
+
+def test_batches_of_sentences():
+    """Batches of a pool hold each of its pairs once; targets begin with START and finish with END."""
+    pytest.importorskip("django", reason="pip install Django")
+    corpus = translation.Corpus("en", "de", 100)
+    size, pool = 16, translation.POOL
+    found = []
+    for step in range(pool):
+        batch = corpus.batch(size, 0, step)
+        assert (batch.target[:, 0] == bpe.START).all()
+        ends = (batch.target == bpe.END).int().argmax(1)
+        assert (batch.target.gather(1, ends.unsqueeze(1)) == bpe.END).all()
+        found += [corpus.vocabulary.decode(row[1:]) for row in batch.target.tolist()]
+    chosen = training.shuffled(len(corpus.targets), size * pool, 0, 0).tolist()
+    assert sorted(found) == sorted(corpus.targets[i] for i in chosen)
+
+
+# --- Baselines and judges ---
+
+
+def test_frequencies_of_codes():
+    train, validation = torch.tensor([[[0, 1]], [[0, 2]]]), torch.tensor([[[0, 0]]])
+    expected = -(math.log(3 / 5) + math.log(1 / 5)) / 2  # once more than seen, by place
+    assert dalle.marginal_nats(train, validation, 3) == pytest.approx(expected)
+
+
+def test_nearest_neighbour_judge():
+    """The distance to the nearest other text's picture less that to the nearest of the text's."""
+    train = dalle.Captioned(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), ["zero", "one"])
+    known = words.Words(train.captions)
+    judge = dalle.make_judge(train, known, SimpleNamespace(decode=lambda codes: codes))
+    text = dalle.texts_of(known, ["zero", "one"])
+    drawn = torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
+    assert judge(text, drawn).tolist() == pytest.approx([0.8, -0.4])
+
+
+def test_bytes_and_their_pairs():
+    length = gpt.LENGTH
+    rows = gpt.windows(torch.arange(2 * length + 9))
+    assert rows[:, 0].tolist() == [0, length]
+    assert rows[:, -1].tolist() == [length, 2 * length]
+    train, forwards, backwards = (gpt.to_bytes([x]) for x in ("abc" * 99, "abcabc", "cbacba"))
+    assert gpt.bits_in_pairs(train, forwards) < 0.1
+    assert gpt.bits_in_pairs(train, backwards) > 5
+    assert gpt.bits_alone(train, forwards) == pytest.approx(-math.log2(100 / (99 * 3 + 256)))
+
+
+def test_notes_that_sound_on():
+    """Two of three notes are the one before; the first and the changed one are any."""
+    train, validation = (np.array([[x] * 4 for x in row]) for row in ([6, 6, 6, 7], [6, 6, 8]))
+    start = music_transformer.START
+    chances = 2 / 3, 1 / 3 / (start - 1), 1 / start
+    expected = -sum(map(math.log, chances)) / 3
+    assert music_transformer.persistence_nll([train], [validation]) == pytest.approx(expected)
 
 
 def test_words():
