@@ -41,6 +41,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def several(text: str) -> list[int]:
+    """Such ints with commas between."""
+    return [positive(x) for x in text.split(",")]
+
+
 def parser(name: str, description: str, steps: int) -> argparse.ArgumentParser:
     """Options that every example has; the example adds its own."""
     made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
@@ -84,7 +89,10 @@ def check_machine(options: Options) -> None:
 
 def prepare_folder(options: Options) -> None:
     """Make the folder; training never overwrites a checkpoint that nobody spoke of."""
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {options.out}: {error.strerror}") from error
     found = checkpoints(options.out)
     if options.restart:
         for path in found:

@@ -57,7 +57,7 @@ class Tiny(nn.Module):
 
 
 def run_options(out: Path, *words: str) -> options.Options:
-    found = options.parser("tiny", "", 10).parse_args([*words, "--out", str(out)])
+    found = options.parser("tiny", "", 10).parse_args(["--out", str(out), *words])
     return options.common(found)
 
 
@@ -291,6 +291,7 @@ def test_missing_package():
     [
         (["--device", "nothing"], "--device nothing: Expected one of cpu, cuda, "),
         (["--backend", "triton"], "--backend triton: there is no CUDA device"),
+        (["--out", __file__], f"--out {__file__}: File exists"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a CUDA device")
@@ -510,6 +511,13 @@ def test_attention_pictures(tmp_path):
 
 
 # --- The memory table ---
+
+
+def test_sizes_are_numbers(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["relative_memory", "--lengths", "650,x"])
+    with pytest.raises(SystemExit):
+        relative_memory.run()
+    assert "--lengths: must be an int, got 'x'" in capsys.readouterr().err
 
 
 def test_ways_to_relative_attention_agree():
