@@ -95,19 +95,22 @@ class Scratch {
   void* own_ = nullptr;
 };
 
-// Runs all tasks on torch's threads, each taking the next one when it is done.
+// Runs all tasks on torch's threads, each taking the next few when it is done: a task may find in
+// its scratch what the one before it has made.
 template <typename Params>
 void run(const Work<Params>& work, const Params& params) {
   const int64_t tasks = work.tasks(params), scratch_bytes = at_least(work.scratch(params), 64);
+  const int64_t threads = at_most(torch::stable::get_num_threads(), tasks);
+  const int64_t turn = at_least(at_most(tasks / (at_least(threads, 1) * 32), 8), 1);
   std::atomic<int64_t> next{0};
   const auto worker = [&](int64_t, int64_t) {
     Scratch scratch(scratch_bytes);
     work.start(params, scratch.data());
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      work.run(params, task, scratch.data());
+    for (int64_t task; (task = next.fetch_add(turn, std::memory_order_relaxed)) < tasks;) {
+      const int64_t end = at_most(task + turn, tasks);
+      for (; task < end; ++task) work.run(params, task, scratch.data());
     }
   };
-  const int64_t threads = at_most(torch::stable::get_num_threads(), tasks);
   if (threads <= 1) return worker(0, 1);
   torch::stable::parallel_for(0, threads, 1, worker);
 }
@@ -188,7 +191,6 @@ struct Inputs {
     p.dtype = dtype_of(q);
     p.q = view_of(q);
     if (q_rel.has_value()) p.q_rel = view_of(*q_rel);
-    p.rel_k = table(rel_k), p.rel_v = table(rel_v);
     if (key_lengths.has_value())
       p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
     if (query_offsets.has_value())
@@ -205,10 +207,13 @@ struct Inputs {
                     "attn_kernels: not a pattern's table; call attn_kernels.attention");
   }
 
-  // Keys and values in `dtype`, which is theirs or the arithmetic type.
-  void use_keys_as(ScalarType dtype, AttentionParams& p) {
+  // Keys and values in `dtype`, which is theirs or the arithmetic type; tables in `table_dtype`.
+  void use_types(ScalarType dtype, ScalarType table_dtype, AttentionParams& p) {
     k = as_type(k, dtype), v = as_type(v, dtype);
     p.k = view_of(k), p.v = view_of(v), p.kv_dtype = dtype_of(k);
+    if (rel_k.has_value()) rel_k = as_type(*rel_k, table_dtype);
+    if (rel_v.has_value()) rel_v = as_type(*rel_v, table_dtype);
+    p.rel_k = table(rel_k), p.rel_v = table(rel_v);
   }
 };
 
@@ -229,7 +234,7 @@ Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Opti
     STD_TORCH_CHECK(
         x->dim() == 3 && x->size(2) == dim && (x->size(0) == 1 || x->size(0) == q.size(1)),
         "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
-    return torch::stable::contiguous(as_type(*x, arithmetic_type(q)));
+    return torch::stable::contiguous(*x);
   };
   const auto per_entry = [&](const OptionalTensor& x) -> OptionalTensor {
     if (!x.has_value()) return {};
@@ -299,7 +304,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
   p.out = view_of(out), p.lse = lse.data_ptr();
   plan_forward(p, tile_queries(q));
-  in.use_keys_as(p.few_queries ? q.scalar_type() : key_type, p);
+  if (p.few_queries) {
+    in.use_types(q.scalar_type(), arithmetic_type(q), p);
+  } else {
+    in.use_types(key_type, key_type, p);
+  }
   if (p.splits == 1) {
     run(kernels.forward, p);
   } else {
@@ -335,7 +344,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   p.geometry = geometry_of(geometry, extent);
   in.fill(p);
   p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
-  in.use_keys_as(key_type, p);
+  in.use_types(key_type, key_type, p);
   const Tensor out_rows = rows_contiguous(out),
                grad_rows = rows_contiguous(as_type(grad_out, dtype));
   const Tensor lse_whole = torch::stable::contiguous(lse);

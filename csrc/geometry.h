@@ -60,6 +60,14 @@ static inline Box make_box(int64_t top, int64_t bottom, int64_t left, int64_t ri
   return {top, bottom, left, right, count};
 }
 
+// Whether a block's keys come in three boxes: the columns that the block before it sees too, its
+// own, and those that the next one sees too. Small ones would be steps too short to pay.
+static inline bool columns_are_shared(const Geometry& g) {
+  constexpr int64_t kEnough = 64;
+  return g.kind == GeometryKind::kLocal2d && !g.causal && 2 * g.halo_cols <= g.block_cols &&
+         (g.block_rows + 2 * g.halo_rows) * 2 * g.halo_cols >= kEnough;
+}
+
 // Whether a tile's keys are consecutive positions.
 static inline bool keys_in_sequence(const Geometry& g) {
   return g.kind != GeometryKind::kLocal2d && g.kind != GeometryKind::kPattern;
@@ -97,6 +105,12 @@ static inline QueryTile query_tile_2d(const Geometry& g, int64_t tile, int64_t t
     t.boxes[2] = make_box(top, bottom, left, right, g.cols, k_len);
     // Nobody in the tile sees the block's cells behind its last query.
     t.boxes[2].count = at_most(t.boxes[2].count, t.part + t.count);
+  } else if (columns_are_shared(g)) {
+    const int64_t own = at_most(left + g.halo_cols, halo_right);
+    const int64_t own_end = at_most(at_least(right - g.halo_cols, own), halo_right);
+    t.boxes[0] = make_box(halo_top, halo_bottom, halo_left, own, g.cols, k_len);
+    t.boxes[1] = make_box(halo_top, halo_bottom, own, own_end, g.cols, k_len);
+    t.boxes[2] = make_box(halo_top, halo_bottom, own_end, halo_right, g.cols, k_len);
   } else {
     t.boxes[0] = make_box(halo_top, halo_bottom, halo_left, halo_right, g.cols, k_len);
   }
@@ -161,13 +175,18 @@ static inline Span visible_span(const Geometry& g, const QueryTile& t, int64_t i
   return {0, before + at_most(t.boxes[2].count, t.part + i + 1)};
 }
 
+// The box of a 2-D tile's key number `n`, which becomes the number within the box.
+static inline const Box& box_of(const QueryTile& t, int64_t& n) {
+  int i = 0;
+  while (n >= t.boxes[i].count) n -= t.boxes[i++].count;
+  return t.boxes[i];
+}
+
 // Positions of the gathered keys from number `n` on that lie next to each other in memory.
 static inline Span key_run(const Geometry& g, const QueryTile& t, int64_t n) {
   if (g.kind == GeometryKind::kPattern) return key_run_of_pattern(g, t, n);
   if (g.kind != GeometryKind::kLocal2d) return {t.k_pos + n, t.k_pos + t.n_keys};
-  int i = 0;
-  while (n >= t.boxes[i].count) n -= t.boxes[i++].count;
-  const Box& box = t.boxes[i];
+  const Box& box = box_of(t, n);
   const int64_t width = box.right - box.left, row = n / width, col = n % width;
   const int64_t start = (box.top + row) * g.cols + box.left + col;
   return {start, start + at_most(width - col, box.count - n)};

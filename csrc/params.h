@@ -27,7 +27,8 @@ struct Geometry {
   int64_t n_runs = 0;
 };
 
-// A relative table [1 or heads, rows, dim], contiguous, in the arithmetic type.
+// A relative table [1 or heads, rows, dim], contiguous, in kv_dtype (few_queries: in the arithmetic
+// type).
 struct Table {
   const void* data = nullptr;
   int64_t head_stride = 0;  // 0: one table for all heads

@@ -345,6 +345,12 @@ int main() {
                         0,
                         true,
                         false});
+    problems.push_back({"canvas 12x20, shared columns",
+                        {1, 2, 1, 240, 240, 16, 16},
+                        canvas(12, 20, 8, 8, 4, 4, causal),
+                        0,
+                        true,
+                        false});
   }
   std::string isas = attn_kernels_cpu_isas();
   for (size_t begin = 0; begin < isas.size();) {

@@ -104,14 +104,16 @@ def save(
     write_atomically(path, lambda part: save_file(tensors, part, header))
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of these examples in a folder; other safetensors files are none."""
+def checkpoints(folder: Path) -> dict[Path, str]:
+    """The checkpoints of these examples in a folder, and the example that each is of; other
+    safetensors files are none."""
     library = package("safetensors", "safetensors")
-    found = []
+    found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with contextlib.suppress(library.SafetensorError), library.safe_open(path, "pt") as file:
-            if HEADER in (file.metadata() or {}):
-                found.append(path)
+            header = (file.metadata() or {}).get(HEADER)
+            if header is not None:
+                found[path] = json.loads(header)["config"].get("example", "")
     return found
 
 

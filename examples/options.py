@@ -34,10 +34,16 @@ class Options:
 
 def positive(text: str) -> int:
     """An int of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    if not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an int, got {text!r}")
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def several(text: str) -> list[int]:
+    """Such ints with commas between."""
+    return [positive(x) for x in text.split(",")]
 
 
 def parser(name: str, description: str, steps: int) -> argparse.ArgumentParser:
@@ -61,6 +67,7 @@ def common(found: argparse.Namespace) -> Options:
     """The shared options of a parsed command line; threads, seed and folder are made ready."""
     need(USED)
     options = Options(**{name: getattr(found, name) for name in Options.__dataclass_fields__})
+    check_machine(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -68,17 +75,32 @@ def common(found: argparse.Namespace) -> Options:
     return options
 
 
+def check_machine(options: Options) -> None:
+    """Raise unless this machine has the device and the backend."""
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {options.device}: {error}") from error
+    if options.backend is not None:
+        found = backends()[options.backend]
+        if not found.available:
+            raise ValueError(f"--backend {options.backend}: {found.reason}")
+
+
 def prepare_folder(options: Options) -> None:
     """Make the folder; training never overwrites a checkpoint that nobody spoke of."""
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {options.out}: {error.strerror}") from error
     found = checkpoints(options.out)
     if options.restart:
         for path in found:
             path.unlink()
-    elif options.resume and not found:
-        raise ValueError(f"--resume: there is no checkpoint in {options.out}")
+    elif options.resume and options.name not in found.values():
+        raise ValueError(f"--resume: there is no checkpoint of {options.name} in {options.out}")
     elif found and not options.resume:
         raise ValueError(
-            f"{found[0]} is there: --resume goes on from it, --restart discards it,"
+            f"{next(iter(found))} is there: --resume goes on from it, --restart discards it,"
             " another --out leaves it alone"
         )

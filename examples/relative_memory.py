@@ -42,6 +42,7 @@ from attn_kernels import causal_attention, relative_attention
 from benchmarks.memory import resident, return_freed_memory
 
 from .checkpoint import write_atomically
+from .options import several
 from .quality import main, processor
 
 HEAD_DIM = 64
@@ -197,12 +198,12 @@ def table(rows: list[dict]) -> str:
 def run() -> None:
     """Measure, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(prog="python -m examples.relative_memory")
-    parser.add_argument("--lengths", default="650,2048,3500", help="default: the paper's")
-    parser.add_argument("--heads", default="1,8", help="default: one head, and the paper's layer")
-    parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
+    add = parser.add_argument
+    add("--lengths", type=several, default="650,2048,3500", help="default: the paper's")
+    add("--heads", type=several, default="1,8", help="default: one head, and the paper's layer")
+    add("--out", type=Path, help="also write the figures here, as JSON")
     found = parser.parse_args()
-    lengths, heads = ([int(x) for x in text.split(",")] for text in (found.lengths, found.heads))
-    rows = [row(length, h) for h in heads for length in lengths]
+    rows = [row(length, heads) for heads in found.heads for length in found.lengths]
     print(table(rows))
     if found.out is not None:
         record = {

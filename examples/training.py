@@ -87,7 +87,8 @@ class Training:
         batch: the batch of a step.
         loss: the loss of a batch, a scalar.
         validate: the loss on the validation data, measured now and then without gradients.
-        config: all that must be the same when a checkpoint is resumed; the seed is added.
+        config: all that must be the same when a checkpoint is resumed; the example's name and the
+            seed are added.
         learning_rate, weight_decay: of AdamW; the rate is multiplied by warmup_cosine().
         clip: the largest norm of the gradient.
         validations: about how many there are.
@@ -112,7 +113,7 @@ class Training:
     ) -> None:
         self.options, self.name, self.model = options, name, model.to(options.device)
         self.batch, self.loss, self.validate = batch, loss, validate
-        self.config = {**config, "seed": options.seed}
+        self.config = {**config, "example": options.name, "seed": options.seed}
         self.clip, self.baseline = clip, baseline
         self.validate_every = max(RARELY, options.steps // validations)
         self.optimizers: dict[str, Optimizer] = {
@@ -145,6 +146,11 @@ class Training:
         """Go on from the checkpoint."""
         found = checkpoint.load(self.path)
         checkpoint.check_config(self.path, found.config, self.config)
+        if found.step > self.options.steps:
+            raise ValueError(
+                f"{self.path} is at step {found.step}: --steps must be at least that,"
+                f" got {self.options.steps}"
+            )
         checkpoint.restore(found, self.model, self.optimizers)
         self.step, self.history, self.seconds = found.step, found.history, found.seconds
 

@@ -450,7 +450,8 @@ def assert_as_accurate_as_eager(
 
     Of the maximum: one ulp at the largest value is added, so an exact eager result is not an
     impossible bar. Of the mean: one ulp of each value, averaged, which a correctly rounded result
-    (half an ulp at most) always meets. The noises are those of rounding_noise.
+    (half an ulp at most) always meets. The noises are those of rounding_noise; in the tests of
+    Causal and Relative lse uses 7.4 of the 8, grad_v 4.6 and the rest 3, a mean 0.4 of its one.
     """
     truth = truth.to(torch.float64)
     assert not actual.isnan().any(), f"{name} has NaN"

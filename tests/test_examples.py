@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 for _module in ("safetensors", "matplotlib", "PIL"):
     pytest.importorskip(_module, reason="pip install -r requirements/examples.txt")
@@ -65,6 +66,7 @@ def test_example(name, tmp_path):
     assert found["example"] == name
     assert found["steps"] == 2
     assert all(math.isfinite(x["value"]) for x in found["figures"])
+    assert all(x["value"] != x["baseline"] for x in found["figures"] if "nats" in x["name"])
 
 
 @pytest.mark.parametrize(("name", "words"), [(n, w) for n in VARIANTS for w in VARIANTS[n]])
@@ -72,6 +74,26 @@ def test_variant(name, words, tmp_path):
     need(EXAMPLES[name][0])
     run(name, tmp_path, words)
     assert (tmp_path / "figures.json").exists()
+
+
+def test_dalle_on_emoji(tmp_path, monkeypatch):
+    """Pictures of noise stand for the font."""
+    from examples import dalle
+
+    def noise(*captions):
+        dice = torch.Generator().manual_seed(len(captions))
+        size = (len(captions), 32, 32, 3)
+        images = torch.randint(256, size, dtype=torch.uint8, generator=dice)
+        return dalle.Captioned(images, list(captions))
+
+    parts = noise("red apple", "green apple", "left arrow"), noise("red arrow", "green pear")
+    monkeypatch.setattr(dalle.emoji, "load", lambda side, font: parts)
+    run("dalle", tmp_path, "--data emoji")
+    found = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [x["baseline_name"] for x in found] == [
+        "the mean picture", "frequencies of codes", "with another text",
+    ]  # fmt: skip
+    assert found[1]["baseline"] != found[2]["baseline"] != found[2]["value"]
 
 
 @pytest.mark.parametrize("name", ["vit", "sagan"])

@@ -11,6 +11,7 @@ import signal
 import zipfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,9 @@ from examples import (
     bleu,
     bpe,
     checkpoint,
+    dalle,
+    gpt,
+    music_transformer,
     options,
     pictures,
     quality,
@@ -53,7 +57,7 @@ class Tiny(nn.Module):
 
 
 def run_options(out: Path, *words: str) -> options.Options:
-    found = options.parser("tiny", "", 10).parse_args([*words, "--out", str(out)])
+    found = options.parser("tiny", "", 10).parse_args(["--out", str(out), *words])
     return options.common(found)
 
 
@@ -90,10 +94,12 @@ def test_interrupted_and_resumed_is_bitwise_the_same(tmp_path):
         tiny_training(run_options(tmp_path / "parts"), interrupt_at=4).run()
     assert stopped.value.code == training.INTERRUPTED
     path = tmp_path / "parts" / "tiny.safetensors"
-    assert checkpoint.load(path).step == 5
+    before = checkpoint.load(path)
+    assert before.step == 5
     torch.manual_seed(99)  # another process starts with other random numbers
     resumed = tiny_training(run_options(tmp_path / "parts", "--resume")).run()
     assert resumed.step == 10
+    assert resumed.seconds > before.seconds > 0
     assert len(resumed.history["train"]) == 10
     assert_same(tmp_path / "whole" / "tiny.safetensors", path)
 
@@ -104,21 +110,39 @@ def test_signal_handlers_are_put_back(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_second_signal_stops_at_once():
+    """By the handler that was there: a program in the background may have none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with training.stop_signals() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert asked == [signal.SIGINT]
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_validation_leaves_training_undisturbed(tmp_path):
     trained = tiny_training(run_options(tmp_path))
     state = torch.get_rng_state()
     trained.measure()
     assert torch.equal(state, torch.get_rng_state())
     assert trained.model.training
+    with training.evaluating(trained.model):
+        assert not trained.model.training
+        assert not torch.is_grad_enabled()
 
 
 def test_checkpoint_of_another_config(tmp_path):
     tiny_training(run_options(tmp_path)).run()
-    other = tiny_training(run_options(tmp_path, "--resume", "--seed", "1"), width=9)
-    with pytest.raises(
-        ValueError, match="another configuration: seed 0 there, 1 here; width 8 there, 9 here"
-    ):
+    other = tiny_training(run_options(tmp_path, "--resume", "--seed", "1"), width=9, depth=2)
+    differing = "depth None there, 2 here; seed 0 there, 1 here; width 8 there, 9 here"
+    with pytest.raises(ValueError, match=f"another configuration: {differing}"):
         other.run()
+    shorter = tiny_training(run_options(tmp_path, "--resume", "--steps", "9"))
+    with pytest.raises(ValueError, match=r"is at step 10: --steps must be at least that, got 9"):
+        shorter.run()
 
 
 def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
@@ -131,8 +155,12 @@ def test_a_checkpoint_is_never_overwritten_unasked(tmp_path):
     save_file({"x": torch.ones(1)}, other)
     run_options(tmp_path, "--restart")
     assert list(tmp_path.glob("*.safetensors")) == [other]
-    with pytest.raises(ValueError, match="--resume: there is no checkpoint in"):
+    with pytest.raises(ValueError, match="--resume: there is no checkpoint of tiny in"):
         run_options(tmp_path, "--resume")
+    tiny_training(run_options(tmp_path)).run()
+    parsed = options.parser("other", "", 10).parse_args(["--resume", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="--resume: there is no checkpoint of other in"):
+        options.common(parsed)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
@@ -146,6 +174,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_atomically(path, half)
     assert path.read_text() == "old"
+    checkpoint.write_atomically(path, lambda part: part.write_text("new"))
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 9])
@@ -165,6 +196,26 @@ def test_every_epoch_holds_every_item_once():
     assert training.shuffled(3, 8, 0, 1).tolist()  # a batch larger than the data
 
 
+def test_learning_rates(tmp_path):
+    """Up in a line, down in half a cosine to a twentieth, and no further; training follows them."""
+    rates = [training.warmup_cosine(step, 250) for step in range(300)]
+    assert rates[:51] == pytest.approx([(step + 1) / 50 for step in range(50)] + [1.0])
+    assert rates[150] == pytest.approx(0.05 + 0.95 / 2)
+    assert rates[250:] == pytest.approx([0.05] * 50)
+    trained = tiny_training(run_options(tmp_path)).run()
+    (group,) = trained.optimizers["adam"].param_groups
+    assert group["lr"] == pytest.approx(1e-3 * 10 / 50)
+
+
+def test_gradients_are_clipped(tmp_path):
+    trained = tiny_training(run_options(tmp_path))
+    loss = trained.loss
+    trained.loss = lambda x: 1e6 * loss(x)
+    trained.update(trained.batch(0))
+    gradients = [x.grad.flatten() for x in trained.model.parameters()]
+    assert torch.cat(gradients).norm() == pytest.approx(1.0)
+
+
 # --- Quality ---
 
 
@@ -178,11 +229,12 @@ def test_quality():
 
 def test_check_fails_and_the_figures_are_written(tmp_path):
     missed = quality.Quality("loss", 1.6, "marginal", 2.0, stated=1.5)
-    quality.report(run_options(tmp_path), [missed], 1.0)
+    reached = quality.Quality("loss", 1.4, "marginal", 2.0, stated=1.5)
+    quality.report(run_options(tmp_path), [missed, reached], 1.0)
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["figures"][0]["reached"] is False
     with pytest.raises(SystemExit) as stopped:
-        quality.report(run_options(tmp_path, "--check"), [missed], 1.0)
+        quality.report(run_options(tmp_path, "--check"), [missed, reached], 1.0)
     assert stopped.value.code == quality.FAILED
 
 
@@ -237,6 +289,20 @@ def test_split_goes_by_content():
 def test_missing_package():
     with pytest.raises(MissingData, match="no_such_module is not installed: pip install such"):
         package("no_such_module", "such")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--device", "nothing"], "--device nothing: Expected one of cpu, cuda, "),
+        (["--backend", "triton"], "--backend triton: there is no CUDA device"),
+        (["--out", __file__], f"--out {__file__}: File exists"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a CUDA device")
+def test_what_this_machine_does_not_have(tmp_path, words, text):
+    with pytest.raises(ValueError, match=f"^{text}"):
+        run_options(tmp_path, *words)
 
 
 def test_missing_packages_are_told_before_training(tmp_path, monkeypatch):
@@ -421,6 +487,14 @@ def test_emoji_names():
     assert emoji.caption("7") is None
 
 
+def test_mirrored_pictures():
+    images = torch.arange(24.0).view(3, 1, 2, 4)
+    given = dalle.Captioned(images, ["red apple", "rightwards arrow", "sun"])
+    found = dalle.with_mirrored(given)
+    assert found.captions == [*given.captions, "red apple", "sun"]
+    assert torch.equal(found.images, torch.cat([images, images[[0, 2]].flip(3)]))
+
+
 # --- Pictures ---
 
 
@@ -442,6 +516,13 @@ def test_attention_pictures(tmp_path):
 
 
 # --- The memory table ---
+
+
+def test_sizes_are_numbers(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["relative_memory", "--lengths", "650,x"])
+    with pytest.raises(SystemExit):
+        relative_memory.run()
+    assert "--lengths: must be an int, got 'x'" in capsys.readouterr().err
 
 
 def test_ways_to_relative_attention_agree():
@@ -493,6 +574,61 @@ def test_placeholders_are_numbered_and_named():
     assert target == f"{source[-1]}: {source[0]} {source[0]}"
     assert translation.named(target, names) == "%(b)s: %(a)s %(a)s"
     assert translation.named(target, []) == ":  "
+
+
+def test_batches_of_sentences():
+    """Batches of a pool hold each of its pairs once; targets begin with START and finish with END."""
+    pytest.importorskip("django", reason="pip install Django")
+    corpus = translation.Corpus("en", "de", 100)
+    size, pool = 16, translation.POOL
+    found = []
+    for step in range(pool):
+        batch = corpus.batch(size, 0, step)
+        assert (batch.target[:, 0] == bpe.START).all()
+        ends = (batch.target == bpe.END).int().argmax(1)
+        assert (batch.target.gather(1, ends.unsqueeze(1)) == bpe.END).all()
+        found += [corpus.vocabulary.decode(row[1:]) for row in batch.target.tolist()]
+    chosen = training.shuffled(len(corpus.targets), size * pool, 0, 0).tolist()
+    assert sorted(found) == sorted(corpus.targets[i] for i in chosen)
+
+
+# --- Baselines and judges ---
+
+
+def test_frequencies_of_codes():
+    train, validation = torch.tensor([[[0, 1]], [[0, 2]]]), torch.tensor([[[0, 0]]])
+    expected = -(math.log(3 / 5) + math.log(1 / 5)) / 2  # once more than seen, by place
+    assert dalle.marginal_nats(train, validation, 3) == pytest.approx(expected)
+
+
+def test_nearest_neighbour_judge():
+    """The distance to the nearest other text's picture less that to the nearest of the text's."""
+    train = dalle.Captioned(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), ["zero", "one"])
+    known = words.Words(train.captions)
+    judge = dalle.make_judge(train, known, SimpleNamespace(decode=lambda codes: codes))
+    text = dalle.texts_of(known, ["zero", "one"])
+    drawn = torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
+    assert judge(text, drawn).tolist() == pytest.approx([0.8, -0.4])
+
+
+def test_bytes_and_their_pairs():
+    length = gpt.LENGTH
+    rows = gpt.windows(torch.arange(2 * length + 9))
+    assert rows[:, 0].tolist() == [0, length]
+    assert rows[:, -1].tolist() == [length, 2 * length]
+    train, forwards, backwards = (gpt.to_bytes([x]) for x in ("abc" * 99, "abcabc", "cbacba"))
+    assert gpt.bits_in_pairs(train, forwards) < 0.1
+    assert gpt.bits_in_pairs(train, backwards) > 5
+    assert gpt.bits_alone(train, forwards) == pytest.approx(-math.log2(100 / (99 * 3 + 256)))
+
+
+def test_notes_that_sound_on():
+    """Two of three notes are the one before; the first and the changed one are any."""
+    train, validation = (np.array([[x] * 4 for x in row]) for row in ([6, 6, 6, 7], [6, 6, 8]))
+    start = music_transformer.START
+    chances = 2 / 3, 1 / 3 / (start - 1), 1 / start
+    expected = -sum(map(math.log, chances)) / 3
+    assert music_transformer.persistence_nll([train], [validation]) == pytest.approx(expected)
 
 
 def test_words():

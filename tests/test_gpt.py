@@ -49,6 +49,12 @@ class TestVariants:
         assert torch.equal(generated[0][:, :3], tokens(3))
 
 
+def test_loss_is_of_the_token_that_follows():
+    model, x = tiny(), tokens()
+    expected = torch.nn.functional.cross_entropy(model(x)[:, :-1].mT, x[:, 1:])
+    torch.testing.assert_close(model.loss(x), expected)
+
+
 def test_key_heads():
     attention = tiny(kv_heads=2).decoder.layers[0].attention
     assert attention.key.weight.shape == attention.value.weight.shape == (8, 16)

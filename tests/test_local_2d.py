@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from common import Inputs, Variant
+from common import Inputs, Target, Variant, check_against_reference, make_inputs
 from operation_checks import TwoDimensional
 
 from attn_kernels import Local2d, local_attention_2d
@@ -35,3 +35,9 @@ class TestLocal2d(TwoDimensional):
         for causal in (False, True)
     ]
     few: ClassVar = [variants[2], variants[3]]
+
+    def test_boxes_that_begin_where_another_was_cut(self, backend: Target) -> None:
+        """Steps of one block and of the one below it may start at the same key and differ in length:
+        what was kept of the first must not serve the second."""
+        inputs = make_inputs(variant((32, 8), (2, 4), False), (128, 8))
+        check_against_reference(variant((32, 8), (2, 4), False), inputs, backend)

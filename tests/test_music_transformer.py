@@ -111,6 +111,15 @@ def test_only_distance_counts_without_absolute_positions():
     torch.testing.assert_close(model(moved)[:, -1], model(torch.cat((x[:, :4], x), 1))[:, -1])
 
 
+def test_rows_of_the_table():
+    """Half the longest sequence, as in Magenta's; two blocks, which are what local attention sees."""
+    rows = [
+        tiny(**changes).config.table_length()
+        for changes in ({"max_length": 32}, {"attention": "local", "block": 6}, {"distances": 5})
+    ]
+    assert rows == [16, 12, 5]
+
+
 def test_loss_counts_what_lengths_name():
     model, x = tiny(), tokens()
     losses = [model.loss(x[i : i + 1, :length]) for i, length in enumerate((14, 9, 3))]

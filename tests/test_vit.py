@@ -33,6 +33,18 @@ def test_backends_agree(backend):
     check_backends_agree(tiny(), run, backend.name)
 
 
+def test_patches_come_row_by_row():
+    """Behind the class token; a pixel of row 0 and patch column 2 is in token 3 alone."""
+    model, x = tiny(), images()
+    changed = x.clone()
+    changed[:, 0, 1, 9] += 1
+    read: list[torch.Tensor] = []
+    model.encoder.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    for each in (x, changed):
+        model(each)
+    assert (read[0] != read[1]).any(2).all(0).nonzero().tolist() == [[3]]
+
+
 def test_patches_are_a_set_without_positions():
     """Patches in another order give the same logits, but not once there are positions."""
     model, x = tiny().double(), images().double()

@@ -143,7 +143,7 @@ def stream_pattern(config: DalleConfig, pattern: str) -> Pattern:
     text, length = config.text_length, config.text_length + config.grid**2
 
     def visible(query: Tensor, key: Tensor) -> Tensor:
-        of_image = sees(config, pattern, query - text, key - text) & (key >= text)
+        of_image = sees(config, pattern, query - text, key - text)
         return (key <= query) & ((key < text) | of_image)
 
     with torch.device("cpu"):

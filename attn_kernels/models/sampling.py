@@ -66,7 +66,7 @@ def generate(
         new = sample(logits_of(tokens), temperature=temperature, top_k=top_k, generator=generator)
         if end is not None:
             new = torch.where(ended, end, new)
-            ended = ended | (new == end)
+            ended = new == end
         tokens = torch.cat((tokens, new.unsqueeze(1)), 1)
         if end is not None and bool(ended.all()):
             break

@@ -79,8 +79,10 @@ struct Entry {
     if (p.few_queries) {
       over<Few>(p, scratch).run(p, unit / p.k_heads, unit % p.k_heads, split);
     } else {
-      const int64_t head = unit / tiles(p), last_first = tiles(p) - 1 - unit % tiles(p);
-      over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, last_first, split);
+      // The last tiles of a causal head have most to do; kept boxes are those of the tile before.
+      const int64_t head = unit / tiles(p), turn = unit % tiles(p);
+      const int64_t index = columns_are_shared(p.geometry) ? turn : tiles(p) - 1 - turn;
+      over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, index, split);
     }
     release_tiles();
   }
@@ -149,7 +151,8 @@ struct Entry {
 
   static void transpose_of(const void* from, void* to, int64_t n) {
     const int64_t size = n * kLanes<T>;
-    transpose<T>(size, size, static_cast<const T*>(from), size, static_cast<T*>(to), size);
+    const auto one = [](int64_t) { return set1<T>(1); };
+    transpose<T>(size, size, static_cast<const T*>(from), size, one, static_cast<T*>(to), size);
   }
   static void shear_of(int sign, const void* from, void* to, int64_t n) {
     if (sign < 0) {

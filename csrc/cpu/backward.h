@@ -16,16 +16,17 @@ template <typename T, typename E>
 struct BackwardTile {
   static constexpr int64_t kPairPlane = kStepKeys / 2 * kTileQueries<T>;
 
-  T *rows, *transposed, *q_rel, *grad_out, *q_rows, *q_rel_rows, *grad_rows;
+  T *rows, *transposed, *q_rel, *grad_out, *q_buffer, *q_rel_buffer, *grad_buffer;
   T *weights, *grads, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
   Matrix<E> q_columns, grad_columns, q_lanes, grad_lanes;  // [dim, lanes] and [lanes, dim]
-  E *q_rel_pairs, *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
+  E *q_rel_pairs, *q_column_pairs, *grad_column_pairs;
+  E *q_lane_pairs, *q_rel_lane_pairs, *grad_lane_pairs;
   KeptRows<Sums::kDims, E> keys, values;
   KeptRows<Sums::kKeys, E> keys_by_key;
   E *weights_by_lane, *grads_by_lane, *grads_by_key;  // the matrices themselves, or pairs
   ScoreBand<T, E> score_band, value_band;
   Scales<T> scales;
-  GradBand<T> score_grad, value_grad;
+  GradBand<T, E> score_grad, value_grad;
   T *grad_k, *grad_v;          // the chunk's sums, [k_len, padded dim]
   T *grad_rel_k, *grad_rel_v;  // the chunk's sums for the tile's head, [rows, padded dim]
 
@@ -36,8 +37,8 @@ struct BackwardTile {
     rows = arena.take<T>(pitch * larger_dim);
     transposed = arena.take<T>(pitch * dim);
     grad_out = arena.take<T>(pitch * v_dim);
-    q_rows = arena.take<T>(pitch * dim);
-    grad_rows = arena.take<T>(pitch * v_dim);
+    q_buffer = arena.take<T>(pitch * dim);
+    grad_buffer = arena.take<T>(pitch * v_dim);
     weights = ForwardTile<T, E>::zero_bordered(arena);
     grads = ForwardTile<T, E>::zero_bordered(arena);
     keys.layout(arena, p, p.dim);
@@ -61,14 +62,15 @@ struct BackwardTile {
     delta = arena.take<T>(pitch);
     if (p.rel_k.data) {
       q_rel = arena.take<T>(pitch * dim);
-      q_rel_rows = arena.take<T>(pitch * dim);
+      q_rel_buffer = arena.take<T>(pitch * dim);
+      if (kNumbers<E> == 2) q_rel_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * dim);
       grad_q_rel = arena.take<T>(pitch * dim);
       score_band.layout(arena, p.dim);
-      score_grad.layout(arena);
+      score_grad.layout(arena, p.dim);
     }
     if (p.rel_v.data) {
       value_band.layout(arena, p.v_dim);
-      value_grad.layout(arena);
+      value_grad.layout(arena, p.v_dim);
     }
   }
 
@@ -87,51 +89,48 @@ struct BackwardTile {
     finish(p, tile);
   }
 
-  // `view` as rows, and transposed times `factor`.
-  void load_both(const Tile<T>& tile, const View& view, DType dtype, int64_t dim, T factor,
-                 T* as_rows, T* transposed) {
-    constexpr int pitch = kTileQueries<T>;
-    load_queries<T>(tile, view, dtype, dim, 1, as_rows);
-    load_queries<T>(tile, view, dtype, dim, factor, rows);
-    transpose<T>(tile.lanes, padded<T>(dim), rows, padded<T>(dim), transposed, pitch);
-  }
-
   void start(const BackwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
     scales = logit_scales<E, T>(p, kLog2E);
-    load_both(tile, p.q, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E), q_rows,
-              transposed);
-    load_both(tile, p.grad_out, p.dtype, p.v_dim, 1, grad_rows, grad_out);
-    q_columns = pair_columns(transposed, p.dim, tile.lanes, q_column_pairs);
-    grad_columns = pair_columns(grad_out, p.v_dim, tile.lanes, grad_column_pairs);
-    q_lanes = pair_lanes(q_rows, tile.lanes, dim, q_lane_pairs);
-    grad_lanes = pair_lanes(grad_rows, tile.lanes, v_dim, grad_lane_pairs);
-    load_queries<T>(tile, p.out, p.dtype, p.v_dim, 1, rows);
+    const T* const q_rows = query_rows<T>(tile, p.q, p.dtype, p.dim, q_buffer);
+    const T* const grad_rows = query_rows<T>(tile, p.grad_out, p.dtype, p.v_dim, grad_buffer);
+    const T* const out_rows = query_rows<T>(tile, p.out, p.dtype, p.v_dim, rows);
+    transpose_queries<T>(tile, q_rows, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E),
+                         transposed);
+    transpose_queries<T>(tile, grad_rows, p.v_dim, 1, grad_out);
+    q_columns = pair_down(transposed, pitch, p.dim, tile.lanes, q_column_pairs);
+    grad_columns = pair_down(grad_out, pitch, p.v_dim, tile.lanes, grad_column_pairs);
+    q_lanes = pair_down(q_rows, dim, tile.lanes, dim, q_lane_pairs);
+    grad_lanes = pair_down(grad_rows, v_dim, tile.lanes, v_dim, grad_lane_pairs);
     const int64_t head_row = (tile.batch * p.heads + tile.head) * p.q_len;
-    for (int i = 0; i < tile.lanes; ++i) {
-      const T change = dot(rows + i * v_dim, grad_rows + i * v_dim, v_dim);
-      const int64_t query = at_most(i, tile.queries.count - 1);
-      const int64_t at = head_row + query_index(tile.geometry, tile.queries, query);
+    // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
+    fill<T>(lse, tile.lanes, __builtin_inf());
+    fill<T>(delta, tile.lanes, 0);
+    for (int i = 0; i < tile.queries.count; ++i) {
+      const T change = dot(out_rows + i * v_dim, grad_rows + i * v_dim, v_dim);
+      const int64_t at = head_row + query_index(tile.geometry, tile.queries, i);
       const T value = static_cast<const T*>(p.lse)[at];
-      // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
-      const bool nothing = i >= tile.queries.count || value == T(-__builtin_inf());
-      lse[i] = nothing ? T(__builtin_inf()) : T(value * kLog2E);
+      if (value != T(-__builtin_inf())) lse[i] = T(value * kLog2E);
       delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[at] : change;
     }
-    fill<T>(grad_q, dim * pitch, 0);
+    zero_rows<T>(dim, tile.lanes, grad_q);
     if (p.rel_k.data) {
-      load_both(tile, p.q_rel.data ? p.q_rel : p.q, p.dtype, p.dim,
-                kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E), q_rel_rows, q_rel);
-      fill<T>(grad_q_rel, dim * pitch, 0);
-      const HeadTable<T> table = head_table<T>(p.rel_k, p, tile.head, p.dim);
-      score_band.start(table, pair_columns(q_rel, p.dim, tile.lanes, q_rel_pairs), scales.term);
-      score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_rows, tile.queries.count);
+      const T* const q_rel_rows =
+          p.q_rel.data ? query_rows<T>(tile, p.q_rel, p.dtype, p.dim, q_rel_buffer) : q_rows;
+      transpose_queries<T>(tile, q_rel_rows, p.dim, kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E),
+                           q_rel);
+      zero_rows<T>(dim, tile.lanes, grad_q_rel);
+      const HeadTable<Source<E>> table = head_table<Source<E>>(p.rel_k, p, tile.head, p.dim);
+      score_band.start(table, pair_down(q_rel, pitch, p.dim, tile.lanes, q_rel_pairs), scales.term);
+      const Matrix<E> q_rel_lanes =
+          p.q_rel.data ? pair_down(q_rel_rows, dim, tile.lanes, dim, q_rel_lane_pairs) : q_lanes;
+      score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_lanes, tile.queries.count);
     }
     if (p.rel_v.data) {
-      const HeadTable<T> table = head_table<T>(p.rel_v, p, tile.head, p.v_dim);
+      const HeadTable<Source<E>> table = head_table<Source<E>>(p.rel_v, p, tile.head, p.v_dim);
       value_band.start(table, grad_columns, 1);
-      value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_rows, tile.queries.count);
+      value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_lanes, tile.queries.count);
     }
   }
 
@@ -261,7 +260,9 @@ struct BackwardTile {
     if (p.rel_k.data) {
       score_grad.finish();
       if (p.q_rel.data) {
-        store_queries<T>(tile, grad_q_rel, p.dim, T(p.rel_scale), rows, p.dtype, p.grad_q_rel);
+        store_queries<T>(
+            tile, grad_q_rel, p.dim, [&](int64_t) { return set1(T(p.rel_scale)); }, rows, p.dtype,
+            p.grad_q_rel);
       } else {
         for (int64_t i = 0; i < dim * pitch; ++i) {
           grad_q[i] = grad_q[i] * T(p.scale) + grad_q_rel[i] * T(p.rel_scale);
@@ -270,7 +271,8 @@ struct BackwardTile {
       }
     }
     if (p.rel_v.data) value_grad.finish();
-    store_queries<T>(tile, grad_q, p.dim, factor, rows, p.dtype, p.grad_q);
+    store_queries<T>(
+        tile, grad_q, p.dim, [&](int64_t) { return set1(factor); }, rows, p.dtype, p.grad_q);
   }
 };
 

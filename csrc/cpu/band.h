@@ -46,14 +46,26 @@ inline void add_sheared(const T* from, int n, T* to) {
   }
 }
 
-// A head's table and how offsets map to its rows.
-template <typename T>
+// Calls work(first, count) for `n` rows, a few at a time: whole columns of a step, whose rows lie
+// 256 bytes apart, would share a quarter of the first-level cache's sets.
+template <typename Work>
+ATTN_INLINE void in_chunks(int n, const Work& work) {
+  constexpr int kRows = 32;
+  for (int first = 0; first < n; first += kRows) work(first, int(at_most(n - first, kRows)));
+}
+
+// A head's table in elements S, numbers or pairs, and how offsets map to its rows.
+template <typename S>
 struct HeadTable {
-  const T* data = nullptr;
+  const S* data = nullptr;
   int64_t rows = 0, dim = 0;
   bool causal = false, clip = false;
 
-  Matrix<T> from(int64_t row) const { return {data + row * dim, dim}; }
+  // The rows from `row` on, every `step`-th.
+  Matrix<S> from(int64_t row, int64_t step = 1) const {
+    const int64_t width = dim / kNumbers<S>;
+    return {data + row * width, step * width};
+  }
 
   // Whether all of `count` offsets from `first` on lie before (-1) or behind (+1) the table.
   int beyond(int64_t first, int64_t count) const {
@@ -62,12 +74,12 @@ struct HeadTable {
   }
 };
 
-template <typename T>
-inline HeadTable<T> head_table(const Table& table, const AttentionParams& p, int64_t head,
+template <typename S>
+inline HeadTable<S> head_table(const Table& table, const AttentionParams& p, int64_t head,
                                int64_t dim) {
   if (table.data == nullptr) return {};
-  return {static_cast<const T*>(table.data) + head * table.head_stride, table.rows, dim,
-          p.geometry.causal, p.clip};
+  const int64_t start = head * table.head_stride / kNumbers<S>;
+  return {static_cast<const S*>(table.data) + start, table.rows, dim, p.geometry.causal, p.clip};
 }
 
 template <typename T>
@@ -76,10 +88,10 @@ constexpr int kBandRows = kTileQueries<T> + kStepKeys;
 // Table times queries, added to logits. E is the element of the product.
 template <typename T, typename E>
 struct ScoreBand {
-  HeadTable<T> table;
+  HeadTable<Source<E>> table;
   Matrix<E> queries;  // [dim, lanes]
   T factor;           // of the products
-  E* table_pairs;     // rows of the table as elements, if those are pairs
+  E* made;            // rows of the table as elements, if those have to be made
   T* rows;            // [kBandRows, lanes]
   T* edges;           // the products of the first and last row
   int64_t next = 0;   // the offset behind the last row held
@@ -89,26 +101,19 @@ struct ScoreBand {
   void layout(Arena& arena, int64_t dim) {
     rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
     edges = arena.take<T>(2 * kTileQueries<T>);
-    if (kNumbers<E> == 2) table_pairs = arena.take<E>(row_elements<E>(kBandRows<T>, dim));
+    if (kMade<Sums::kDims, E>) made = arena.take<E>(row_elements<E>(kBandRows<T>, dim));
   }
 
-  void start(const HeadTable<T>& head, Matrix<E> q, T factor_) {
+  void start(const HeadTable<Source<E>>& head, Matrix<E> q, T factor_) {
     table = head, queries = q, factor = factor_, held = 0, have_edges = false;
   }
 
   // The products of n rows from `first` on, every `step`-th.
   void multiply(int64_t first, int64_t step, int64_t n, int lanes, T* to) {
-    constexpr int pitch = kTileQueries<T>;
-    const T* from = table.data + first * table.dim;
-    if constexpr (kNumbers<E> == 1) {
-      gemm<Left::kRows>(n, lanes, table.dim, Matrix<T>{from, step * table.dim}, queries, to, pitch,
-                        false);
-    } else {
-      gemm<Left::kRows>(n, lanes, ceil_div(table.dim, 2),
-                        pair_rows(from, step * table.dim, n, table.dim, table_pairs), queries, to,
-                        pitch, false);
-      if (factor != T(1)) scale_slab({0, int(n), 0, lanes, false}, factor, to);
-    }
+    gemm<Left::kRows>(n, lanes, ceil_div(table.dim, kNumbers<E>),
+                      over_dims<E>(table.from(first, step), table.dim, int(n), made), queries, to,
+                      kTileQueries<T>, false);
+    if (factor != T(1)) scale_slab({0, int(n), 0, lanes, false}, factor, to);
   }
 
   // The products of the edge row on side -1 or +1, or null if nothing is added beyond the table.
@@ -159,36 +164,46 @@ struct ScoreBand {
     compute(first + kept, n_rows - kept, lanes, rows + kept * pitch);
     held = int(n_rows), next = first + n_rows;
     for (int s = 0; s < n_slabs; ++s) {
-      for (int lane = slabs[s].lane; lane < slabs[s].lane + slabs[s].lanes; lane += w) {
-        const T* from = rows + (slabs[s].key + lanes - 1 - lane) * pitch + lane;
-        add_sheared<-1>(from, slabs[s].keys, logits + slabs[s].key * pitch + lane);
-      }
+      const Slab& slab = slabs[s];
+      const int lane_end = slab.lane + slab.lanes;
+      in_chunks(slab.keys, [&](int from, int n_keys) {
+        const int key = slab.key + from;
+        for (int lane = slab.lane; lane < lane_end; lane += w) {
+          const T* column = rows + (key + lanes - 1 - lane) * pitch + lane;
+          add_sheared<-1>(column, n_keys, logits + key * pitch + lane);
+        }
+      });
     }
   }
 };
 
 // The way back: weights (or logit gradients) of a step, summed by offset and multiplied with the
 // table. A row is complete, and leaves, when all steps that touch it are done.
-template <typename T>
+template <typename T, typename E>
 struct GradBand {
-  HeadTable<T> table;
-  T* product;         // [dim, lanes] += table^T band, or null
-  T* grad_table;      // [rows, padded dim] += band q, or null
-  const T* q_rows;    // [lanes, padded dim]
-  int64_t n_queries;  // lanes that count in grad_table
-  T* rows;            // [kBandRows, lanes]
-  T* edges;           // sums of the rows before and behind the table
-  int64_t next = 0;   // offset of rows[0]
+  HeadTable<Source<E>> table;
+  T* product;                  // [dim, lanes] += table^T band, or null
+  T* grad_table;               // [rows, padded dim] += band q, or null
+  Matrix<E> queries;           // [lanes, padded dim]
+  int64_t n_queries;           // lanes that count in grad_table
+  E *table_made, *band_pairs;  // rows of the table, and of the band, as elements
+  T* rows;                     // [kBandRows, lanes]
+  T* edges;                    // sums of the rows before and behind the table
+  int64_t next = 0;            // offset of rows[0]
   int held = 0, lanes = 0;
 
-  void layout(Arena& arena) {
+  void layout(Arena& arena, int64_t dim) {
     rows = arena.take<T>(kBandRows<T> * kTileQueries<T>);
     edges = arena.take<T>(2 * kTileQueries<T>);
+    if (kNumbers<E> == 2) {
+      table_made = arena.take<E>(key_elements<E>(dim));
+      band_pairs = arena.take<E>(key_elements<E>(kTileQueries<T>));
+    }
   }
 
-  void start(const HeadTable<T>& head, int n_lanes, T* product_, T* grad_table_, const T* q_rows_,
-             int64_t n_queries_) {
-    table = head, lanes = n_lanes, product = product_, grad_table = grad_table_, q_rows = q_rows_;
+  void start(const HeadTable<Source<E>>& head, int n_lanes, T* product_, T* grad_table_,
+             Matrix<E> queries_, int64_t n_queries_) {
+    table = head, lanes = n_lanes, product = product_, grad_table = grad_table_, queries = queries_;
     n_queries = n_queries_, held = 0;
     fill<T>(edges, 2 * kTileQueries<T>, 0);
   }
@@ -198,13 +213,14 @@ struct GradBand {
     const int64_t padded_dim = padded<T>(table.dim);
     if (n == 0) return;
     if (product) {
-      gemm<Left::kColumns>(table.dim, lanes, n, table.from(row), Matrix<T>{band, pitch}, product,
-                           pitch, true);
+      gemm<kOverKeys<E>>(table.dim, lanes, ceil_div(n, kNumbers<E>),
+                         over_keys<E>(table.from(row), table.dim, int(n), table_made),
+                         pair_down(band, pitch, n, lanes, band_pairs), product, pitch, true);
     }
     if (grad_table) {
-      gemm<Left::kRows>(n, padded_dim, n_queries, Matrix<T>{band, pitch},
-                        Matrix<T>{q_rows, padded_dim}, grad_table + row * padded_dim, padded_dim,
-                        true);
+      gemm<Left::kRows>(n, padded_dim, ceil_div(n_queries, kNumbers<E>),
+                        pair_across(band, pitch, n, lanes, band_pairs), queries,
+                        grad_table + row * padded_dim, padded_dim, true);
     }
   }
 
@@ -241,10 +257,12 @@ struct GradBand {
     }
     if (held > 0 && next != first) flush();
     fill<T>(rows + held * pitch, int64_t(n_rows - held) * pitch, 0);
-    for (int lane = 0; lane < lanes; lane += w) {
-      const int row = lanes - 1 - lane - (w - 1);
-      add_sheared<1>(matrix - (w - 1) * pitch + lane, n + w - 1, rows + row * pitch + lane);
-    }
+    in_chunks(n + w - 1, [&](int from, int n_keys) {
+      for (int lane = 0; lane < lanes; lane += w) {
+        const int key = from - (w - 1), row = lanes - 1 - lane + key;
+        add_sheared<1>(matrix + key * pitch + lane, n_keys, rows + row * pitch + lane);
+      }
+    });
     emit(first, n, rows);
     held = lanes - 1, next = first + n;
     copy(rows, rows + n * pitch, held * pitch);

@@ -49,54 +49,39 @@ ATTN_INLINE Matrix<E> key_pairs(const E* data, int64_t dim) {
   return {data, pairs, pairs * padded<Sum<E>>(dim)};
 }
 
-// A transposed matrix [rows, lanes] as elements of a sum over rows.
+// Rows [n, width], `stride` apart, as elements of a sum over the rows (pairs lie below each other),
+// and of a sum over `width`. A last row, or number, without neighbour is paired with zeros.
 template <typename T>
-ATTN_INLINE Matrix<T> pair_columns(const T* matrix, int64_t, int, T*) {
-  return {matrix, kTileQueries<T>};
+ATTN_INLINE Matrix<T> pair_down(const T* rows, int64_t stride, int64_t, int64_t, T*) {
+  return {rows, stride};
 }
-
-// Rows [lanes, width] as elements of a sum over lanes.
 template <typename T>
-ATTN_INLINE Matrix<T> pair_lanes(const T* rows, int, int64_t width, T*) {
-  return {rows, width};
+ATTN_INLINE Matrix<T> pair_across(const T* rows, int64_t stride, int64_t, int64_t, T*) {
+  return {rows, stride};
 }
 
 #if defined(ATTN_AVX512_BF16)
 template <typename E>
-inline Matrix<E> pair_columns(const float* matrix, int64_t rows, int lanes, E* buffer) {
-  constexpr int pitch = kTileQueries<float>;
-  const int64_t plane = ceil_div(rows, 2) * pitch;
-  for (int64_t r = 0; r < rows; r += 2) {
-    for (int lane = 0; lane < lanes; lane += kLanes<float>) {
-      const float* from = matrix + r * pitch + lane;
-      store_pairs(buffer + r / 2 * pitch + lane, plane, load(from), load(from + pitch));
+inline Matrix<E> pair_down(const float* rows, int64_t stride, int64_t n, int64_t width, E* buffer) {
+  const int64_t pitch = padded<float>(width), plane = ceil_div(n, 2) * pitch;
+  for (int64_t r = 0; r < n; r += 2) {
+    for (int64_t i = 0; i < width; i += kLanes<float>) {
+      const float* from = rows + r * stride + i;
+      const Vec<float> odd = r + 1 < n ? load_first(from + stride, width - i) : Vec<float>{};
+      store_pairs(buffer + r / 2 * pitch + i, plane, load_first(from, width - i), odd);
     }
   }
   return {buffer, pitch, plane};
 }
 
-template <typename E>
-inline Matrix<E> pair_lanes(const float* rows, int lanes, int64_t width, E* buffer) {
-  const int64_t plane = lanes / 2 * width;
-  for (int64_t i = 0; i < lanes; i += 2) {
-    for (int64_t d = 0; d < width; d += kLanes<float>) {
-      const float* from = rows + i * width + d;
-      store_pairs(buffer + i / 2 * width + d, plane, load(from), load(from + width));
-    }
-  }
-  return {buffer, width, plane};
-}
-
-// Rows of floats [n, dim], `stride` apart, as elements of a sum over dim.
-template <typename E>
-inline Matrix<E> pair_rows(const float* rows, int64_t stride, int64_t n, int64_t dim, E* buffer) {
-  const int64_t pairs = padded<float>(dim) / 2, plane = n * pairs;
+// S: float or Half. At most kBandRows rows.
+template <typename S, typename E>
+inline Matrix<E> pair_across(const S* rows, int64_t stride, int64_t n, int64_t width, E* buffer) {
+  const int64_t pairs = padded<float>(width) / 2, plane = at_least(n, kStepKeys) * pairs;
   for (int64_t r = 0; r < n; ++r) {
-    for (int64_t d = 0; d < dim; d += kLanes<float>) {
-      const int64_t left = dim - d;
-      const __mmask16 given = left >= 16 ? 0xffff : __mmask16((1 << left) - 1);
-      const Vec<float> x = _mm512_maskz_loadu_ps(given, rows + r * stride + d);
-      store_neighbours(buffer + r * pairs + d / 2, plane, x);
+    for (int64_t i = 0; i < width; i += kLanes<float>) {
+      const Vec<float> x = load_first(rows + r * stride + i, width - i);
+      store_neighbours(buffer + r * pairs + i / 2, plane, x);
     }
   }
   return {buffer, pairs, plane};
@@ -151,16 +136,6 @@ inline void pair_keys(Matrix<Pair> rows, int64_t dim, int n, Pair* buffer) {
 #endif
 
 #if defined(ATTN_AMX)
-inline void pair_dims(Matrix<Half> rows, int64_t dim, int n, Split* buffer) {
-  const int64_t stride = padded<float>(dim) / 2, plane = kStepKeys * stride;
-  for (int64_t key = 0; key < n; ++key) {
-    const Half* from = rows.data + key * rows.stride;
-    for (int64_t d = 0; d < dim; d += kLanes<float>) {
-      store_neighbours(buffer + key * stride + d / 2, plane, load_first(from + d, dim - d));
-    }
-  }
-}
-
 inline void pair_keys(Matrix<Half> rows, int64_t dim, int n, Split* buffer) {
   constexpr int w = kLanes<float>, key_pitch = kStepKeys / 2;
   const int64_t plane = padded<float>(dim) * key_pitch;

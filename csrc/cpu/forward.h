@@ -107,7 +107,7 @@ struct ForwardTile {
   Softmax<T> softmax;
   ScoreBand<T, E> score_band;
   Scales<T> scales;
-  GradBand<T> value_band;
+  GradBand<T, E> value_band;
 
   void layout(Arena& arena, const ForwardParams& p) {
     constexpr int pitch = kTileQueries<T>;
@@ -128,7 +128,7 @@ struct ForwardTile {
     }
     softmax.layout(arena);
     if (p.rel_k.data) score_band.layout(arena, p.dim);
-    if (p.rel_v.data) value_band.layout(arena);
+    if (p.rel_v.data) value_band.layout(arena, p.v_dim);
   }
 
   // A matrix [kStepKeys, lanes] with kLanes rows of zeros on both sides, as GradBand needs it.
@@ -166,24 +166,22 @@ struct ForwardTile {
 
   void start(const ForwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
-    const int64_t dim = padded<T>(p.dim);
     scales = logit_scales<E, T>(p, kLog2E);
-    load_queries<T>(tile, p.q, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E), rows);
-    transpose<T>(tile.lanes, dim, rows, dim, transposed, pitch);
-    q = pair_columns(transposed, p.dim, tile.lanes, q_pairs);
+    transpose_queries<T>(tile, query_rows<T>(tile, p.q, p.dtype, p.dim, rows), p.dim,
+                         kScaleLater<E> ? T(1) : T(p.scale * kLog2E), transposed);
+    q = pair_down(transposed, pitch, p.dim, tile.lanes, q_pairs);
     softmax.start(tile.lanes);
-    fill<T>(acc, padded<T>(p.v_dim) * pitch, 0);
+    zero_rows<T>(padded<T>(p.v_dim), tile.lanes, acc);
     if (p.rel_k.data) {
       const View& from = p.q_rel.data ? p.q_rel : p.q;
-      load_queries<T>(tile, from, p.dtype, p.dim, kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E),
-                      rows);
-      transpose<T>(tile.lanes, dim, rows, dim, q_rel, pitch);
-      score_band.start(head_table<T>(p.rel_k, p, tile.head, p.dim),
-                       pair_columns(q_rel, p.dim, tile.lanes, q_rel_pairs), scales.term);
+      transpose_queries<T>(tile, query_rows<T>(tile, from, p.dtype, p.dim, rows), p.dim,
+                           kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E), q_rel);
+      score_band.start(head_table<Source<E>>(p.rel_k, p, tile.head, p.dim),
+                       pair_down(q_rel, pitch, p.dim, tile.lanes, q_rel_pairs), scales.term);
     }
     if (p.rel_v.data) {
-      value_band.start(head_table<T>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc, nullptr,
-                       nullptr, 0);
+      value_band.start(head_table<Source<E>>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc,
+                       nullptr, {}, 0);
     }
   }
 
@@ -246,15 +244,11 @@ struct ForwardTile {
   }
 
   void finish(const ForwardParams& p, const Tile<T>& tile) {
-    constexpr int pitch = kTileQueries<T>;
-    for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
+    const auto inverse_sum = [&](int64_t lane) {
       const Vec<T> sum = load(softmax.sum + lane), one = set1<T>(1);
-      const Vec<T> inverse = one / (sum > Vec<T>{} ? sum : one);
-      for (int64_t d = 0; d < p.v_dim; ++d) {
-        store<T>(acc + d * pitch + lane, load(acc + d * pitch + lane) * inverse);
-      }
-    }
-    store_queries<T>(tile, acc, p.v_dim, 1, rows, p.dtype, p.out);
+      return one / (sum > Vec<T>{} ? sum : one);
+    };
+    store_queries<T>(tile, acc, p.v_dim, inverse_sum, rows, p.dtype, p.out);
     T* lse = static_cast<T*>(p.lse) + (tile.batch * p.heads + tile.head) * p.q_len;
     for (int i = 0; i < tile.queries.count; ++i) {
       const T sum = softmax.sum[i];
@@ -289,7 +283,7 @@ struct ForwardTile {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     softmax.start(tile.lanes);
-    fill<T>(acc, padded<T>(p.v_dim) * pitch, 0);
+    zero_rows<T>(padded<T>(p.v_dim), tile.lanes, acc);
     for (int64_t split = 0; split < p.splits; ++split) {
       const T* from = part(p, batch, head, index, split);
       for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {

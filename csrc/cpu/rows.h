@@ -15,6 +15,14 @@ ATTN_INLINE uint16_t to_bfloat16(float x) {
   return x != x ? 0x7fc0 : uint16_t(rounded);
 }
 
+// to[0, n) = factor * from[0, n), without a call: rows are short.
+template <typename T>
+ATTN_INLINE void scale_row(const T* from, int64_t n, T factor, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(to + i, load(from + i) * set1(factor));
+  for (; i < n; ++i) to[i] = from[i] * factor;
+}
+
 // from[0, n) of `dtype`, times `factor`, into to[0, n).
 template <typename T>
 inline void load_row(DType dtype, const void* from, int64_t n, T factor, T* __restrict to) {
@@ -25,8 +33,7 @@ inline void load_row(DType dtype, const void* from, int64_t n, T factor, T* __re
     const _Float16* x = static_cast<const _Float16*>(from);
     for (int64_t i = 0; i < n; ++i) to[i] = float(x[i]) * factor;
   } else {
-    const T* x = static_cast<const T*>(from);
-    for (int64_t i = 0; i < n; ++i) to[i] = x[i] * factor;
+    scale_row(static_cast<const T*>(from), n, factor, to);
   }
 }
 
@@ -40,8 +47,7 @@ inline void store_row(DType dtype, const T* __restrict from, int64_t n, T factor
     _Float16* y = static_cast<_Float16*>(to);
     for (int64_t i = 0; i < n; ++i) y[i] = static_cast<_Float16>(from[i] * factor);
   } else {
-    T* y = static_cast<T*>(to);
-    for (int64_t i = 0; i < n; ++i) y[i] = from[i] * factor;
+    scale_row(from, n, factor, static_cast<T*>(to));
   }
 }
 
@@ -136,26 +142,39 @@ ATTN_INLINE void zip_rounds(Vec<T> (&x)[kLanes<T>]) {
   }
 }
 
-// to[c * to_stride + r] = from[r * from_stride + c] for a square of kLanes rows and columns.
-template <typename T>
-ATTN_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+// to[c * to_stride + r] = factor[c] * from[r * from_stride + c] for a square of kLanes rows and
+// columns; if not kWhole only `rows` rows are read, the others are zero, and `cols` are written.
+template <bool kWhole, typename T>
+ATTN_INLINE void transpose_square(int64_t rows, int64_t cols, const T* from, int64_t from_stride,
+                                  Vec<T> factor, T* to, int64_t to_stride) {
   constexpr int n = kLanes<T>;
   Vec<T> x[n];
 #pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) x[i] = load(from + i * from_stride);
+  for (int i = 0; i < n; ++i) {
+    x[i] = kWhole || i < rows ? load(from + i * from_stride) * factor : Vec<T>{};
+  }
   zip_rounds<1, T>(x);
 #pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) store(to + i * to_stride, x[i]);
+  for (int i = 0; i < n; ++i) {
+    if (kWhole || i < cols) store(to + i * to_stride, x[i]);
+  }
 }
 
-// Transposes rows x cols, both multiples of kLanes.
-template <typename T>
-inline void transpose(int64_t rows, int64_t cols, const T* from, int64_t from_stride, T* to,
-                      int64_t to_stride) {
+// The same for rows x cols; both `from` and `to` have whole vectors. factor(c): of the vector at c.
+template <typename T, typename Factor>
+inline void transpose(int64_t rows, int64_t cols, const T* from, int64_t from_stride,
+                      const Factor& factor, T* to, int64_t to_stride) {
   constexpr int n = kLanes<T>;
   for (int64_t r = 0; r < rows; r += n) {
     for (int64_t c = 0; c < cols; c += n) {
-      transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+      const T* square = from + r * from_stride + c;
+      T* transposed = to + c * to_stride + r;
+      if (r + n <= rows && c + n <= cols) {
+        transpose_square<true, T>(n, n, square, from_stride, factor(c), transposed, to_stride);
+      } else {
+        transpose_square<false, T>(rows - r, cols - c, square, from_stride, factor(c), transposed,
+                                   to_stride);
+      }
     }
   }
 }

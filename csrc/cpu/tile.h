@@ -117,10 +117,14 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, cons
 }
 
 // How many of the gathered keys [key, end) the next step takes. A relative term wants keys that lie
-// next to each other.
+// next to each other; columns that blocks share are steps of their own.
 template <typename T>
 inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relative) {
   const int64_t n = at_most(end - key, kStepKeys);
+  if (columns_are_shared(tile.geometry)) {
+    const Box& box = box_of(tile.queries, key);
+    return int(at_most(n, box.count - key));
+  }
   if (!relative || tile.geometry.kind != GeometryKind::kPattern) return int(n);
   const Span run = key_run(tile.geometry, tile.queries, key);
   return int(at_most(n, run.stop - run.start));
@@ -182,6 +186,15 @@ inline void scale_slab(const Slab& slab, T factor, T* matrix) {
   }
 }
 
+// Zeroes a matrix [rows, lanes].
+template <typename T>
+inline void zero_rows(int64_t rows, int lanes, T* matrix) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int lane = 0; lane < lanes; lane += kLanes<T>)
+      store<T>(matrix + r * kTileQueries<T> + lane, Vec<T>{});
+  }
+}
+
 // Zeroes what the slabs leave out of the step's n rows.
 template <typename T>
 inline void zero_outside(int lanes, int n, const Slab* slabs, int n_slabs, T* matrix) {
@@ -232,33 +245,57 @@ inline Matrix<E> gather_rows(const Tile<T>& tile, const View& view, int64_t dim,
   return {buffer, dim};
 }
 
-// The tile's queries (or gradients of its outputs) as rows [lanes, padded dim], zero where there is
-// none.
+// Where the tile's queries lie in `view` as rows [count, padded dim] of T, or null if they do not.
+// Rows further apart may all share a few sets of the first-level cache: those are copied.
 template <typename T>
-inline void load_queries(const Tile<T>& tile, const View& view, DType dtype, int64_t dim, T factor,
-                         T* rows) {
+inline T* rows_in_place(const Tile<T>& tile, const View& view, DType dtype, int64_t dim) {
+  const bool same = dtype == (sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32);
+  const bool together = view.row == dim && tile.geometry.kind != GeometryKind::kLocal2d;
+  if (!same || !together || dim % kLanes<T> != 0) return nullptr;
+  return reinterpret_cast<T*>(row_of(view, dtype, tile.batch, tile.head, tile.queries.q_index));
+}
+
+// The tile's queries (or gradients of its outputs) as rows [count, padded dim]: in place, or in
+// `buffer`, with zeros up to tile.lanes.
+template <typename T>
+inline const T* query_rows(const Tile<T>& tile, const View& view, DType dtype, int64_t dim,
+                           T* buffer) {
+  if (const T* rows = rows_in_place<T>(tile, view, dtype, dim)) return rows;
   const int64_t pitch = padded<T>(dim);
   for (int i = 0; i < tile.lanes; ++i) {
-    T* row = rows + i * pitch;
+    T* row = buffer + i * pitch;
     int64_t filled = 0;
     if (i < tile.queries.count) {
       const int64_t index = query_index(tile.geometry, tile.queries, i);
-      load_row(dtype, row_of(view, dtype, tile.batch, tile.head, index), dim, factor, row);
+      load_row(dtype, row_of(view, dtype, tile.batch, tile.head, index), dim, T(1), row);
       filled = dim;
     }
     fill<T>(row + filled, pitch - filled, 0);
   }
+  return buffer;
 }
 
-// Writes the tile's transposed result [dim, lanes], times `factor`, to the rows of `view`.
+// Their transpose [padded dim, lanes], times `factor`; zero in lanes without a query.
 template <typename T>
-inline void store_queries(const Tile<T>& tile, const T* transposed, int64_t dim, T factor, T* rows,
-                          DType dtype, const View& view) {
+inline void transpose_queries(const Tile<T>& tile, const T* rows, int64_t dim, T factor,
+                              T* transposed) {
   const int64_t pitch = padded<T>(dim);
-  transpose<T>(pitch, tile.lanes, transposed, kTileQueries<T>, rows, pitch);
-  for (int i = 0; i < tile.queries.count; ++i) {
+  transpose<T>(
+      tile.queries.count, pitch, rows, pitch, [&](int64_t) { return set1(factor); }, transposed,
+      kTileQueries<T>);
+}
+
+// Writes the tile's transposed result [dim, lanes], times factor(lane), to the rows of `view`.
+template <typename T, typename Factor>
+inline void store_queries(const Tile<T>& tile, const T* transposed, int64_t dim,
+                          const Factor& factor, T* buffer, DType dtype, const View& view) {
+  const int64_t pitch = padded<T>(dim);
+  T* rows = rows_in_place<T>(tile, view, dtype, dim);
+  transpose<T>(pitch, tile.queries.count, transposed, kTileQueries<T>, factor, rows ? rows : buffer,
+               pitch);
+  for (int i = 0; !rows && i < tile.queries.count; ++i) {
     const int64_t index = query_index(tile.geometry, tile.queries, i);
-    store_row(dtype, rows + i * pitch, dim, factor,
+    store_row(dtype, buffer + i * pitch, dim, T(1),
               row_of(view, dtype, tile.batch, tile.head, index));
   }
 }

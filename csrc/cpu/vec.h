@@ -274,6 +274,11 @@ ATTN_INLINE BitsVec<float> broadcast(const Pair* p) {
 ATTN_INLINE Vec<float> fma(BitsVec<float> a, BitsVec<float> b, Vec<float> c) {
   return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }
+// The first n of 16 numbers, zeros behind them.
+ATTN_INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : __mmask16((1 << n) - 1); }
+ATTN_INLINE Vec<float> load_first(const float* from, int64_t n) {
+  return _mm512_maskz_loadu_ps(first_lanes(n), from);
+}
 // to[i] = (even[i], odd[i]), rounded.
 ATTN_INLINE void store_pairs(Pair* to, int64_t, Vec<float> even, Vec<float> odd) {
   const __m512i lanes = _mm512_set_epi32(0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a,
@@ -310,9 +315,7 @@ ATTN_INLINE void store_neighbours(Split* to, int64_t plane, Vec<float> x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(high));
   }
 }
-// The first n of 16 numbers, zeros behind them.
 ATTN_INLINE Vec<float> load_first(const Half* from, int64_t n) {
-  const __mmask16 given = n >= 16 ? 0xffff : __mmask16((1 << n) - 1);
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(given, from));
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), from));
 }
 #endif
