@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attn_kernels import Causal, Full, Local1d, Local2d, Relative, attention
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
 from attn_kernels.core.geometry import Geometry
 
 DEVICE = "cuda"
@@ -69,6 +69,11 @@ def visible_pairs(geometry: Geometry, q_len: int, k_len: int) -> int:
     return geometry.visible_pairs(q_len, k_len, k_len - q_len)
 
 
+def documents(q_pos: Any, k_pos: Any) -> Any:
+    """Causal within documents of 1000 tokens."""
+    return (k_pos <= q_pos) & (q_pos // 1000 == k_pos // 1000)
+
+
 # --- Providers ---
 
 
@@ -113,9 +118,12 @@ def flex(work: Work) -> Call:
         order = torch.tensor(sorted(range(work.q_len), key=geometry.order), device=DEVICE)
         inverse = order.argsort()
 
+    # a pattern has no formula; documents() is the one that is timed
+    visible = documents if isinstance(geometry, Pattern) else geometry.visible
+
     def seen(b: Any, h: Any, i: Any, j: Any) -> Any:
         if order is None:
-            return geometry.visible(i + offset, j)
+            return visible(i + offset, j)
         return geometry.visible(order[i], order[j])
 
     mask = None
@@ -239,6 +247,13 @@ def local_2d_works() -> Iterator[Work]:
             yield Work("local_2d", label, geometry, *size, peers=peers)
 
 
+def pattern_works() -> Iterator[Work]:
+    for length in (16384, 4096):
+        geometry = Pattern.from_function(documents, length, length)
+        size = (16384 // length, 16, length, length, 128, 16)
+        yield Work("pattern", f"documents L {length}", geometry, *size, peers=("flex", "eager"))
+
+
 def decode_works() -> Iterator[Work]:
     for batch, length in ((16, 8192), (1, 131072), (1, 8192), (64, 4096)):
         for k_heads in (8, 32):
@@ -252,6 +267,7 @@ GROUPS: dict[str, Callable[[], Iterator[Work]]] = {
     "causal": causal_works,
     "relative": relative_works,
     "local_2d": local_2d_works,
+    "pattern": pattern_works,
     "decode": decode_works,
 }
 
@@ -266,6 +282,9 @@ def works(groups: list[str]) -> Iterator[Work]:
                 yield replace(work, label=f"{way} {work.label}", backward=backward)
 
 
+MIXED = Pattern.from_function(
+    lambda i, j: ((i * 7 + j * 13) % 11 < 4) | ((i // 64 - j // 64).abs() < 2), 500, 500
+)
 CHECKED = (
     ("full", Full(), 333, 333, 4, 0),
     ("causal", Causal(), 500, 500, 4, 0),
@@ -277,6 +296,8 @@ CHECKED = (
     ("relative, table short", Causal(), 500, 500, 4, 130),
     ("relative, table long", Causal(), 500, 500, 2, 700),
     ("relative, both ways", Full(), 500, 500, 4, 257),
+    ("pattern", MIXED, 500, 500, 2, 0),
+    ("relative, pattern", MIXED, 500, 500, 4, 257),
     ("decode", Causal(), 1, 3000, 2, 0),
     ("decode, relative", Causal(), 3, 3000, 4, 200),
 )

@@ -35,8 +35,9 @@ def call_of(work: Work, inputs: list[Tensor]) -> Call:
     q, k, v, *table = inputs
     geometry, scale = work.geometry, work.dim**-0.5
     return Call.of(
-        q, k, v, table[0] if table else None, None, None, None, None, geometry.table,
-        work.offset, geometry.name, geometry.extent(), True, scale, scale,
+        q, k, v, table[0] if table else None, None, None, None, None,
+        geometry.table_for("triton", q.device), work.offset,
+        geometry.name, geometry.extent(), True, scale, scale,
     )  # fmt: skip
 
 

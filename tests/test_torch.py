@@ -78,7 +78,8 @@ def operator_arguments(variant: Variant, x: Inputs) -> tuple[Any, ...]:
     offsets, offset = x.query_offset, k.shape[2] - q.shape[2]
     clip = table is None or table.beyond == "clip"
     return (
-        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets, geometry.table, offset,
+        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets, geometry.table_for("cpu", q.device),
+        offset,
         geometry.name, geometry.extent(), clip, 0.3, 0.4,
     )  # fmt: skip
 

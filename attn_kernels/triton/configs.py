@@ -95,6 +95,8 @@ def fits(kind: Kind, config: Config) -> bool:
     """Whether a configuration can run: the only rule that drops one."""
     if kind.relative and config.block_q > band_chunks(kind) * config.block_k:
         return False
+    if kind.pattern and max(config.block_q, config.block_k) > TILE:
+        return False
     return shared_bytes(kind, config) <= shared_limit(kind.arch)
 
 
