@@ -20,10 +20,9 @@ def tile_table(pattern: Pattern, device: torch.device) -> Tensor:
     A line holds the tiles of 64 queries, or of 64 keys: first those that are seen in full, then
     those that are seen in part, each in order. The table: of every line of queries, then of every
     line of keys, where it begins, where its partial tiles begin, where it ends, and its lowest and
-    (plus 1) highest tile; the lines, of
-    each tile its number in the other direction and the place of its first word (-1: full); and 128
-    words for each partial tile: one per key, whose bit i is the tile's query i, and one per query,
-    whose bit j is the tile's key j.
+    (plus 1) highest tile; the lines, of each tile its number in the other direction and the place
+    of its first word (-1: full); and 128 words for each partial tile: one per key, whose bit i is
+    the tile's query i, and one per query, whose bit j is the tile's key j.
     """
     return build(pattern, device)
 
