@@ -126,14 +126,19 @@ def test_tiles_are_the_mask(mask: Tensor, side: int) -> None:
 def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
     """fullgraph compiles a call for a GPU: its table is made when tracing, once per pattern."""
     patterns = [TestPattern.few[0].geometry((length,)) for length in (40, 40, 1600)]
-    here = torch.device("cpu")
+    here, calls = torch.device("cpu"), []
 
-    @torch.compile(backend="eager", fullgraph=True)
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append([node for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    @torch.compile(backend=backend, fullgraph=True)
     def compiled(x: Tensor, pattern: Pattern) -> Tensor:
         return pattern.table_for("triton", x.device) + x
 
     for pattern in patterns:
         assert torch.equal(compiled(torch.zeros(1), pattern), tile_table(pattern, here).float())
+    assert [len(nodes) for nodes in calls] == [1] * len(calls)  # the addition alone
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=mask_id)

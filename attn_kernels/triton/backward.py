@@ -22,12 +22,11 @@ from .forward import (
 )
 from .geometry import clamp, pattern_reach, query_tile, sees, step_keys
 from .score import (
-    by_key,
+    band_step,
     earlier_products,
     edge_product,
     edge_row,
     load_rows,
-    rotated_product,
     store_rows,
     table_chunk,
 )
@@ -281,14 +280,10 @@ def grad_q_kernel(
                             q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
                             PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                    current = rotated_product(
-                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
-                        PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    logits, previous, older = band_step(
+                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
+                        REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                     )  # fmt: skip
-                    logits = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
-                    if BLOCK_Q > BLOCK_K:
-                        older = previous
-                    previous = current
                     if FOLDED:
                         logits += tl.dot(q, tl.trans(k), input_precision=PRECISION)
                     else:
@@ -306,16 +301,11 @@ def grad_q_kernel(
                                 grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift,
                                 REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                             )  # fmt: skip
-                        current = rotated_product(
-                            grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, REL == "clip",
-                            PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
+                        term, v_previous, v_older = band_step(
+                            grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, v_previous,
+                            v_older, REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                         )  # fmt: skip
-                        grad_weights += by_key(
-                            current, v_previous, v_older, shift, BLOCK_Q, BLOCK_K
-                        )
-                        if BLOCK_Q > BLOCK_K:
-                            v_older = v_previous
-                        v_previous = current
+                        grad_weights += term
                 if (phase == 1 or phase == 3) and REL == "clip":
                     edge = edge_low if phase == 3 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]

@@ -7,14 +7,13 @@ import triton.language as tl
 
 from .geometry import has_low, query_tile, sees, step_keys
 from .score import (
-    by_key,
+    band_step,
     earlier_products,
     edge_product,
     edge_row,
     in_current,
     load_rows,
     rotate,
-    rotated_product,
     store_rows,
     table_chunk,
 )
@@ -200,15 +199,11 @@ def attention_fwd_kernel(
                             q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
                             PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                    current = rotated_product(
-                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
-                        PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    term, previous, older = band_step(
+                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
+                        REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                     )  # fmt: skip
-                    term = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
                     logits += term if FOLDED else term * rel_scale
-                    if BLOCK_Q > BLOCK_K:
-                        older = previous
-                    previous = current
                 if (phase == 1 or phase == 3) and REL == "clip":
                     edge = edge_low if phase == 3 else edge_high
                     logits += (edge if FOLDED else edge * rel_scale)[:, None]

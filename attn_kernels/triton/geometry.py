@@ -382,7 +382,7 @@ def query_tile(
         index, exists: [BLOCK_Q] the query's place in q, and whether there is one.
         member: [BLOCK_Q] the head's place in its group.
         first, shift: rows stand at position first + shift, 0 <= shift < BLOCK_Q.
-        low, high: [BLOCK_Q] the row's keys, by number.
+        low, high: [BLOCK_Q] the row's keys, by number; all of the tile's under a pattern.
         start, stop, full_start, full_stop: keys of some row, and of all rows.
         places: where numbered keys lie on a canvas or in a pattern.
     """

@@ -168,6 +168,22 @@ def by_key(current, previous, older, shift, BLOCK_Q: tl.constexpr, BLOCK_K: tl.c
 
 
 @triton.jit
+def band_step(
+    x, ptr, stride, row, n_rows, shift, previous, older, CLIP: tl.constexpr,
+    PRECISION: tl.constexpr, DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A step's term, and what is previous and older to the step that follows."""
+    current = rotated_product(
+        x, ptr, stride, row, n_rows, shift, CLIP, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D
+    )
+    term = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
+    if BLOCK_Q > BLOCK_K:
+        older = previous
+    return term, current, older
+
+
+@triton.jit
 def band_term(
     previous, current, shift,
     TRANSPOSED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
