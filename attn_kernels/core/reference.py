@@ -15,6 +15,12 @@ from torch import Tensor
 from .geometry import Geometry
 from .score import Relative
 
+# MKL picks the code of exp and of log in a function's first call. Where that call comes from two
+# threads at once, one of them may get the code of low accuracy, 1.5e-4 off (one process in ten with
+# torch 2.13; https://github.com/pytorch/pytorch/issues/188792). So one thread calls them first.
+for _dtype in (torch.float32, torch.float64):
+    torch.ones(1, dtype=_dtype, device="cpu").exp().log()
+
 
 def attention(
     q: Tensor,
