@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -24,6 +25,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Sizes = std::initializer_list<int64_t>;  // no vectors: a small call is mostly allocations
 
 // --- Memory ---
 
@@ -33,11 +35,10 @@ bool poison() {
   return on;
 }
 
-Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
-                     const std::vector<int64_t>& strides, ScalarType dtype) {
+Tensor empty_strided(Sizes sizes, Sizes strides, ScalarType dtype) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(),
+      int64_t(sizes.size()), sizes.begin(), strides.begin(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
@@ -46,21 +47,22 @@ Tensor empty_strided(const Tensor& like, const std::vector<int64_t>& sizes,
   return tensor;
 }
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t i = sizes.size() - 1; i-- > 0;)
-    strides[i] = strides[i + 1] * at_least(sizes[i + 1], 1);
-  return empty_strided(like, sizes, strides, dtype);
+Tensor empty(int64_t n, ScalarType dtype) { return empty_strided({n}, {1}, dtype); }
+
+Tensor empty(int64_t a, int64_t b, int64_t c, ScalarType dtype) {
+  const int64_t row = at_least(c, 1);
+  return empty_strided({a, b, c}, {at_least(b, 1) * row, row, 1}, dtype);
 }
 
 // [B, H, L, last] in memory [B, L, H, last] where `like` is a view of that kind: as core/ops.py
 // promises.
 Tensor empty_in_layout(const Tensor& like, int64_t last) {
   const int64_t batch = like.size(0), heads = like.size(1), length = like.size(2);
-  const std::vector<int64_t> sizes = {batch, heads, length, last};
-  if (like.stride(1) >= like.stride(2)) return empty(like, sizes, like.scalar_type());
-  const int64_t row = at_least(heads, 1) * last;
-  return empty_strided(like, sizes, {at_least(length, 1) * row, last, row, 1}, like.scalar_type());
+  const int64_t width = at_least(last, 1), entry = at_least(heads, 1) * at_least(length, 1) * width;
+  const bool heads_within = like.stride(1) < like.stride(2);
+  const int64_t head = heads_within ? width : at_least(length, 1) * width;
+  const int64_t row = heads_within ? at_least(heads, 1) * width : width;
+  return empty_strided({batch, heads, length, last}, {entry, head, row, 1}, like.scalar_type());
 }
 
 // A thread's scratch memory: small ones are kept, for allocating would cost more than a small call.
@@ -294,7 +296,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
                                    bool clip, double scale, double rel_scale) {
   Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern);
   const Tensor out = empty_in_layout(q, v.size(3));
-  const Tensor lse = empty(q, {q.size(0), q.size(1), q.size(2)}, arithmetic_type(q));
+  const Tensor lse = empty(q.size(0), q.size(1), q.size(2), arithmetic_type(q));
   if (lse.numel() == 0) return {out, lse};
 
   const auto [kernels, key_type] = choose(in);
@@ -312,7 +314,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   if (p.splits == 1) {
     run(kernels.forward, p);
   } else {
-    const Tensor partial = empty(q, {kernels.part_bytes(p) / 4}, ScalarType::Float);
+    const Tensor partial = empty(kernels.part_bytes(p) / 4, ScalarType::Float);
     p.partial = partial.data_ptr();
     run(kernels.forward, p);
     run(kernels.merge_forward, p);
@@ -332,12 +334,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Tensor grad_q = empty_in_layout(q, q.size(3)), grad_k = empty_in_layout(k, k.size(3));
   const Tensor grad_v = empty_in_layout(v, v.size(3));
   const auto table_grad = [&](const OptionalTensor& x) {
-    if (!x.has_value()) return empty(q, {0}, dtype);
-    return empty(q, {x->size(0), x->size(1), x->size(2)}, dtype);
+    if (!x.has_value()) return empty(0, dtype);
+    return empty(x->size(0), x->size(1), x->size(2), dtype);
   };
   const Tensor grad_rel_k = table_grad(rel_k), grad_rel_v = table_grad(rel_v);
   const Tensor grad_q_rel =
-      q_rel.has_value() ? empty_in_layout(*q_rel, q.size(3)) : empty(q, {0}, dtype);
+      q_rel.has_value() ? empty_in_layout(*q_rel, q.size(3)) : empty(0, dtype);
 
   const auto [kernels, key_type] = choose(in);
   BackwardParams p;
@@ -366,11 +368,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   plan_backward(p, tile_queries(q));
   OptionalTensor key_parts, table_parts;
   if (p.chunks > 1) {
-    key_parts = empty(q, {kernels.key_part_bytes(p) / 4}, ScalarType::Float);
+    key_parts = empty(kernels.key_part_bytes(p) / 4, ScalarType::Float);
     p.key_parts = key_parts->data_ptr();
   }
   if (rel_k.has_value()) {
-    table_parts = empty(q, {kernels.table_part_bytes(p) / 4}, ScalarType::Float);
+    table_parts = empty(kernels.table_part_bytes(p) / 4, ScalarType::Float);
     p.table_parts = table_parts->data_ptr();
   }
   run(kernels.backward, p);

@@ -142,6 +142,33 @@ ATTN_INLINE void zip_rounds(Vec<T> (&x)[kLanes<T>]) {
   }
 }
 
+// x plus its lanes that lie kStep, 2 kStep, ... further on, in all lanes.
+template <int kStep, typename T, int... I>
+ATTN_INLINE Vec<T> fold_lanes(Vec<T> x, Ints<I...> lanes) {
+  constexpr int n = kLanes<T>;
+  if constexpr (kStep < n) {
+    x = fold_lanes<2 * kStep, T>(x, lanes);
+    x += __builtin_shuffle(x, BitsVec<T>{(I + kStep) % n...});
+  }
+  return x;
+}
+
+// Lane r: the sum of x[r]'s lanes. Zipped as in a transposition, with the halves added.
+template <typename T, int kRows>
+ATTN_INLINE Vec<T> sum_rows(Vec<T> (&x)[kRows]) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 8
+  for (int count = kRows; count > 1; count /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < count / 2; ++i) {
+      Vec<T> low, high;
+      zip<T>(x[i], x[i + count / 2], low, high, Count<n>{});
+      x[i] = low + high;
+    }
+  }
+  return fold_lanes<kRows, T>(x[0], Count<n>{});
+}
+
 // to[c * to_stride + r] = factor[c] * from[r * from_stride + c] for a square of kLanes rows and
 // columns; if not kWhole only `rows` rows are read, the others are zero, and `cols` are written.
 template <bool kWhole, typename T>
