@@ -107,13 +107,12 @@ struct BackwardTile {
     // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
     fill<T>(lse, tile.lanes, __builtin_inf());
     fill<T>(delta, tile.lanes, 0);
-    for (int i = 0; i < tile.queries.count; ++i) {
+    for_queries(tile.geometry, tile.queries, [&](int i, int64_t index) {
       const T change = dot(out_rows + i * v_dim, grad_rows + i * v_dim, v_dim);
-      const int64_t at = head_row + query_index(tile.geometry, tile.queries, i);
-      const T value = static_cast<const T*>(p.lse)[at];
+      const T value = static_cast<const T*>(p.lse)[head_row + index];
       if (value != T(-__builtin_inf())) lse[i] = T(value * kLog2E);
-      delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[at] : change;
-    }
+      delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[head_row + index] : change;
+    });
     zero_rows<T>(dim, tile.lanes, grad_q);
     if (p.rel_k.data) {
       const T* const q_rel_rows =
@@ -180,7 +179,8 @@ struct BackwardTile {
     const Matrix<E> by_key =
         kMade<Sums::kKeys, E> ? keys_by_key.get(tile, p.k, p.dim, start, n, seen_by) : k;
     for (int s = 0; s < n_slabs; ++s) {
-      add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q);
+      add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q,
+                    nullptr);
     }
     add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads_by_lane, q_lanes, grad_k);
     add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights_by_lane, grad_lanes, grad_v);
