@@ -7,11 +7,19 @@ struct Ahead {
   static constexpr int kMost = 512, kTurns = 64;
 
   const char* rows[kMost];
-  int count = 0, next = 0;
-  int64_t row_bytes = 0;
+  int count, next;
+  int64_t row_bytes;
+
+  void start(int64_t bytes) { count = next = 0, row_bytes = bytes; }
 
   void add(const void* row) {
     if (count < kMost) rows[count++] = static_cast<const char*>(row);
+  }
+  // The rows of `view` that belong to a tile's queries.
+  void add(const Geometry& g, const QueryTile& queries, const View& view, DType dtype,
+           int64_t batch, int64_t head) {
+    for_queries(g, queries,
+                [&](int, int64_t index) { add(row_of(view, dtype, batch, head, index)); });
   }
 
   // Of `kTurns` calls or more that together fetch all rows into the second-level cache.
@@ -22,3 +30,9 @@ struct Ahead {
     }
   }
 };
+
+// Whether it pays. Fewer keys are too few products to hide anything behind; AMX is slowed down.
+template <typename E>
+ATTN_INLINE bool looks_ahead(const QueryTile& queries) {
+  return kNumbers<E> == 1 && queries.n_keys >= 64;
+}

@@ -186,26 +186,20 @@ struct ForwardTile {
     }
   }
 
-  // Fewer keys are too few products to hide anything behind; pairs in AMX tiles are slowed down.
   void look_ahead(const ForwardParams& p, const Tile<T>& tile, int64_t unit) {
-    constexpr int64_t kEnough = 64;
-    if (kNumbers<E> == 2 || p.splits > 1 || tile.queries.n_keys < kEnough) return;
-    ahead.row_bytes = at_least(p.dim, p.v_dim) * int64_t(sizeof(T));
-    for_queries(p.geometry, tile.queries, [&](int, int64_t index) {
-      ahead.add(row_of(p.out, p.dtype, tile.batch, tile.head, index));
-    });
+    ahead.start(at_least(p.dim, p.v_dim) * int64_t(sizeof(T)));
+    if (!looks_ahead<E>(tile.queries) || p.splits > 1) return;
+    ahead.add(p.geometry, tile.queries, p.out, p.dtype, tile.batch, tile.head);
     if (unit + 1 == units(p)) return;
     const Place at = place_of(p, unit + 1);
     const QueryTile next = queries_of<T>(p, at.batch, at.index);
-    for_queries(p.geometry, next, [&](int, int64_t index) {
-      ahead.add(row_of(p.q, p.dtype, at.batch, at.head, index));
-    });
+    ahead.add(p.geometry, next, p.q, p.dtype, at.batch, at.head);
     if (!columns_are_shared(p.geometry)) return;
     // The columns that this tile does not have.
+    const int64_t k_head = at.head / (p.heads / p.k_heads);
     for (int64_t key = next.boxes[0].count; key < next.n_keys;) {
       const Span run = key_run(p.geometry, next, key);
       for (int64_t i = run.start; i < run.stop; ++i, ++key) {
-        const int64_t k_head = at.head / (p.heads / p.k_heads);
         ahead.add(row_of(p.k, p.kv_dtype, at.batch, k_head, i));
         ahead.add(row_of(p.v, p.kv_dtype, at.batch, k_head, i));
       }
