@@ -31,7 +31,8 @@ struct Ahead {
   }
 };
 
-// Whether it pays. Fewer keys are too few products to hide anything behind; AMX is slowed down.
+// Whether it pays. Fewer keys are too few products to hide anything behind; beside AMX it costs
+// what it gains.
 template <typename E>
 ATTN_INLINE bool looks_ahead(const QueryTile& queries) {
   return kNumbers<E> == 1 && queries.n_keys >= 64;

@@ -308,7 +308,7 @@ inline void store_queries(const Tile<T>& tile, const T* transposed, int64_t dim,
 // as pair_keys() gives them, `matrix` [keys, lanes].
 template <typename T, typename E>
 inline void add_over_keys(int64_t dim, const Slab& slab, Matrix<E> rows, Matrix<E> matrix,
-                          T* result, Ahead* ahead) {
+                          T* result, Ahead* ahead = nullptr) {
   constexpr int pitch = kTileQueries<T>;
   const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
   gemm<kOverKeys<E>>(
