@@ -156,11 +156,18 @@ static inline QueryTile query_tile(const Geometry& g, int64_t tile, int64_t tile
   return t;
 }
 
-// Index in the q tensor of the tile's query i.
-static inline int64_t query_index(const Geometry& g, const QueryTile& t, int64_t i) {
-  if (g.kind != GeometryKind::kLocal2d) return t.q_index + i;
-  const int64_t width = t.own.right - t.own.left;
-  return (t.own.top + (t.part + i) / width) * g.cols + t.own.left + (t.part + i) % width;
+// Calls work(i, index in the q tensor) for the tile's queries.
+template <typename Work>
+static inline void for_queries(const Geometry& g, const QueryTile& t, const Work& work) {
+  int64_t index = t.q_index, col = 0, width = t.count;
+  if (g.kind == GeometryKind::kLocal2d) {
+    width = t.own.right - t.own.left, col = t.part % width;
+    index = (t.own.top + t.part / width) * g.cols + t.own.left + col;
+  }
+  for (int i = 0; i < t.count; ++i, ++index) {
+    work(i, index);
+    if (++col == width) col = 0, index += g.cols - width;
+  }
 }
 
 // The gathered keys that the tile's query i sees, or (under a Pattern) may see.

@@ -35,11 +35,11 @@ std::vector<TileRules> tiles(int kind, bool causal, const std::vector<int64_t>& 
   for (int64_t index = 0; index < tile_count(g, q_len, tile_size); ++index) {
     const QueryTile tile = query_tile(g, index, tile_size, q_len, k_len, query_offset);
     TileRules rules;
-    for (int64_t i = 0; i < tile.count; ++i) {
-      rules.queries.push_back(query_index(g, tile, i));
+    for_queries(g, tile, [&](int i, int64_t index) {
+      rules.queries.push_back(index);
       const Span span = visible_span(g, tile, i, k_len);
       rules.visible.emplace_back(span.start, span.stop);
-    }
+    });
     while (int64_t(rules.keys.size()) < tile.n_keys) {
       const Span run = key_run(g, tile, int64_t(rules.keys.size()));
       for (int64_t key = run.start; key < run.stop; ++key) rules.keys.push_back(key);

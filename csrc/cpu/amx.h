@@ -149,13 +149,13 @@ inline void amx_gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<E> a, Mat
 
 template <Left kLeft>
 ATTN_INLINE void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<Pair> a, Matrix<Pair> b,
-                      float* c, int64_t c_stride, bool accumulate) {
+                      float* c, int64_t c_stride, bool accumulate, Ahead* = nullptr) {
   static_assert(kLeft == Left::kRows, "AMX reads rows");
   amx_gemm(rows, cols, depth, a, b, c, c_stride, accumulate);
 }
 template <Left kLeft>
 ATTN_INLINE void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<Split> a, Matrix<Split> b,
-                      float* c, int64_t c_stride, bool accumulate) {
+                      float* c, int64_t c_stride, bool accumulate, Ahead* = nullptr) {
   static_assert(kLeft == Left::kRows, "AMX reads rows");
   amx_gemm(rows, cols, depth, a, b, c, c_stride, accumulate);
 }

@@ -14,6 +14,7 @@ namespace {
 
 #include "vec.h"
 #include "rows.h"
+#include "ahead.h"
 #include "gemm.h"
 #if defined(ATTN_AMX)
 #include "amx.h"
@@ -53,13 +54,9 @@ struct Entry {
   using Few = FewQueries<T>;
   using Backward = BackwardChunk<T, E>;
 
-  static int64_t tiles(const AttentionParams& p) {
-    return tile_count(p.geometry, p.q_len, kTileQueries<T>);
-  }
-
   // --- Forward ---
   static int64_t forward_units(const ForwardParams& p) {
-    return p.few_queries ? p.batch * p.k_heads : p.batch * p.heads * tiles(p);
+    return p.few_queries ? p.batch * p.k_heads : Forward::units(p);
   }
   static int64_t forward_tasks(const ForwardParams& p) { return forward_units(p) * p.splits; }
   static int64_t forward_scratch(const ForwardParams& p) {
@@ -79,10 +76,7 @@ struct Entry {
     if (p.few_queries) {
       over<Few>(p, scratch).run(p, unit / p.k_heads, unit % p.k_heads, split);
     } else {
-      // The last tiles of a causal head have most to do; kept boxes are those of the tile before.
-      const int64_t head = unit / tiles(p), turn = unit % tiles(p);
-      const int64_t index = columns_are_shared(p.geometry) ? turn : tiles(p) - 1 - turn;
-      over<Forward>(p, scratch).run(p, head / p.heads, head % p.heads, index, split);
+      over<Forward>(p, scratch).run(p, unit, split);
     }
     release_tiles();
   }
@@ -90,8 +84,7 @@ struct Entry {
     if (p.few_queries) {
       over<Few>(p, scratch).merge(p, unit / p.k_heads, unit % p.k_heads);
     } else {
-      const int64_t head = unit / tiles(p);
-      over<Forward>(p, scratch).merge(p, head / p.heads, head % p.heads, unit % tiles(p));
+      over<Forward>(p, scratch).merge(p, unit);
     }
   }
 

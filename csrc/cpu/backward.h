@@ -30,6 +30,8 @@ struct BackwardTile {
   T *grad_k, *grad_v;          // the chunk's sums, [k_len, padded dim]
   T *grad_rel_k, *grad_rel_v;  // the chunk's sums for the tile's head, [rows, padded dim]
 
+  Ahead ahead;
+
   void layout(Arena& arena, const BackwardParams& p) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim),
@@ -84,9 +86,23 @@ struct BackwardTile {
     const Tile<T> tile = make_tile<T>(p, batch, head, index);
     if (tile.queries.count <= 0) return;
     start(p, tile);
+    look_ahead(p, tile);
     for_steps(tile, 0, 1, p.rel_k.data != nullptr,
               [&](int64_t key, int n) { step(p, tile, key, n); });
     finish(p, tile);
+  }
+
+  void look_ahead(const BackwardParams& p, const Tile<T>& tile) {
+    ahead.start(at_least(p.dim, p.v_dim) * int64_t(sizeof(T)));
+    if (!looks_ahead<E>(tile.queries)) return;
+    ahead.add(p.geometry, tile.queries, p.grad_q, p.dtype, tile.batch, tile.head);
+    const int64_t index = tile.index + p.chunks;
+    if (index >= tile_count(p.geometry, p.q_len, kTileQueries<T>)) return;
+    const QueryTile next = queries_of<T>(p, tile.batch, index);
+    const View* const read[] = {&p.q, &p.out, &p.grad_out};
+    for (const View* view : read) {
+      ahead.add(p.geometry, next, *view, p.dtype, tile.batch, tile.head);
+    }
   }
 
   void start(const BackwardParams& p, const Tile<T>& tile) {
@@ -107,13 +123,12 @@ struct BackwardTile {
     // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
     fill<T>(lse, tile.lanes, __builtin_inf());
     fill<T>(delta, tile.lanes, 0);
-    for (int i = 0; i < tile.queries.count; ++i) {
+    for_queries(tile.geometry, tile.queries, [&](int i, int64_t index) {
       const T change = dot(out_rows + i * v_dim, grad_rows + i * v_dim, v_dim);
-      const int64_t at = head_row + query_index(tile.geometry, tile.queries, i);
-      const T value = static_cast<const T*>(p.lse)[at];
+      const T value = static_cast<const T*>(p.lse)[head_row + index];
       if (value != T(-__builtin_inf())) lse[i] = T(value * kLog2E);
-      delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[at] : change;
-    }
+      delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[head_row + index] : change;
+    });
     zero_rows<T>(dim, tile.lanes, grad_q);
     if (p.rel_k.data) {
       const T* const q_rel_rows =
@@ -148,10 +163,10 @@ struct BackwardTile {
       const int64_t at = slab.key * pitch + slab.lane;
       gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.dim, kNumbers<E>),
                         k.from(slab.key * k.stride), q_columns.from(slab.lane), weights + at, pitch,
-                        false);
+                        false, &ahead);
       gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.v_dim, kNumbers<E>),
                         v.from(slab.key * v.stride), grad_columns.from(slab.lane), grads + at,
-                        pitch, false);
+                        pitch, false, &ahead);
     }
     for (int s = 0; scales.now != T(1) && s < n_slabs; ++s)
       scale_slab(slabs[s], scales.now, weights);
@@ -180,7 +195,8 @@ struct BackwardTile {
     const Matrix<E> by_key =
         kMade<Sums::kKeys, E> ? keys_by_key.get(tile, p.k, p.dim, start, n, seen_by) : k;
     for (int s = 0; s < n_slabs; ++s) {
-      add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q);
+      add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q,
+                    &ahead);
     }
     add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads_by_lane, q_lanes, grad_k);
     add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights_by_lane, grad_lanes, grad_v);

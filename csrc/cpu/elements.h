@@ -89,18 +89,15 @@ inline Matrix<E> pair_across(const S* rows, int64_t stride, int64_t n, int64_t w
 
 // (a[i], b[i]) of 16 numbers each; `dim` of them exist.
 ATTN_INLINE BitsVec<float> zip_pairs(const uint16_t* a, const uint16_t* b, int64_t dim) {
-  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
-  typedef uint32_t Words __attribute__((vector_size(kVecBytes)));
   constexpr int w = kLanes<float>;
   uint16_t whole[2][w] = {};
   if (dim < w) {
     for (int64_t d = 0; d < dim; ++d) whole[0][d] = a[d], whole[1][d] = b ? b[d] : uint16_t(0);
     a = whole[0], b = whole[1];
   }
-  const Words even = __builtin_convertvector(*reinterpret_cast<const Halves*>(a), Words);
+  const Words even = load_wide(a);
   if (b == nullptr) return BitsVec<float>(even);
-  const Words odd = __builtin_convertvector(*reinterpret_cast<const Halves*>(b), Words);
-  return BitsVec<float>(even | odd << 16);
+  return BitsVec<float>(even | load_wide(b) << 16);
 }
 
 // Keys or values [n, dim] as key_pairs(); a last key without neighbour is paired with zeros.

@@ -18,30 +18,9 @@ ATTN_INLINE float value_of(float x) { return x; }
 ATTN_INLINE double value_of(double x) { return x; }
 
 ATTN_INLINE Vec<float> load_as(const BFloat16* p, float) {
-  typedef uint32_t Wide __attribute__((vector_size(kVecBytes)));
-#if defined(ATTN_AVX512)
-  return Vec<float>(Wide(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
-                        reinterpret_cast<const __m256i*>(p))))  // GCC takes five instructions
-                    << 16);
-#elif defined(ATTN_AVX2)
-  return Vec<float>(
-      Wide(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))) << 16);
-#else
-  typedef uint16_t Half __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
-  return Vec<float>(__builtin_convertvector(*reinterpret_cast<const Half*>(p), Wide) << 16);
-#endif
+  return Vec<float>(load_wide(&p->bits) << 16);
 }
-ATTN_INLINE Vec<float> load_as(const _Float16* p, float) {
-#if defined(ATTN_AVX512)
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(ATTN_AVX2)
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  Vec<float> x;
-  for (int i = 0; i < kLanes<float>; ++i) x[i] = float(p[i]);
-  return x;
-#endif
-}
+ATTN_INLINE Vec<float> load_as(const _Float16* p, float) { return load_float16(p); }
 
 // Rows a product reads while it asks memory for as many rows `ahead` that the next product will
 // read.

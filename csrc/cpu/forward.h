@@ -39,18 +39,19 @@ struct Softmax {
 template <typename T>
 ATTN_INLINE Vec<T> column_maximum(const T* logits, int lane, const Slab* slabs, int n_slabs) {
   constexpr int pitch = kTileQueries<T>;
-  Vec<T> a = set1<T>(-__builtin_inf()), b = a;
+  Vec<T> highest[4];  // an instruction waits for the one before it: four sequences
+  for (Vec<T>& x : highest) x = set1<T>(-__builtin_inf());
   for (int s = 0; s < n_slabs; ++s) {
     if (lane < slabs[s].lane || lane >= slabs[s].lane + slabs[s].lanes) continue;
     const T* x = logits + slabs[s].key * pitch + lane;
     int key = 0;
-    for (; key + 2 <= slabs[s].keys; key += 2, x += 2 * pitch) {
-      a = larger(a, load(x));
-      b = larger(b, load(x + pitch));
+    for (; key + 4 <= slabs[s].keys; key += 4, x += 4 * pitch) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) highest[i] = larger(highest[i], load(x + i * pitch));
     }
-    if (key < slabs[s].keys) a = larger(a, load(x));
+    for (; key < slabs[s].keys; ++key, x += pitch) highest[0] = larger(highest[0], load(x));
   }
-  return larger(a, b);
+  return larger(larger(highest[0], highest[1]), larger(highest[2], highest[3]));
 }
 
 // logits -> weights 2^(factor * logit - pivot) of one vector column of one slab, in place; returns
@@ -108,6 +109,7 @@ struct ForwardTile {
   ScoreBand<T, E> score_band;
   Scales<T> scales;
   GradBand<T, E> value_band;
+  Ahead ahead;
 
   void layout(Arena& arena, const ForwardParams& p) {
     constexpr int pitch = kTileQueries<T>;
@@ -150,10 +152,30 @@ struct ForwardTile {
     values.forget();
   }
 
-  void run(const ForwardParams& p, int64_t batch, int64_t head, int64_t index, int64_t split) {
-    const Tile<T> tile = make_tile<T>(p, batch, head, index);
+  static int64_t tiles(const AttentionParams& p) {
+    return tile_count(p.geometry, p.q_len, kTileQueries<T>);
+  }
+  static int64_t units(const AttentionParams& p) { return p.batch * p.heads * tiles(p); }
+
+  struct Place {
+    int64_t batch, head, index;
+  };
+  static Place place_of(const AttentionParams& p, int64_t unit) {
+    const int64_t count = tiles(p), head = unit / count, turn = unit % count;
+    // The last tiles of a causal head have most to do; kept boxes are those of the tile before.
+    const int64_t index = columns_are_shared(p.geometry) ? turn : count - 1 - turn;
+    return {head / p.heads, head % p.heads, index};
+  }
+  static Tile<T> tile_of(const AttentionParams& p, int64_t unit) {
+    const Place at = place_of(p, unit);
+    return make_tile<T>(p, at.batch, at.head, at.index);
+  }
+
+  void run(const ForwardParams& p, int64_t unit, int64_t split) {
+    const Tile<T> tile = tile_of(p, unit);
     if (tile.queries.count <= 0) return;
     start(p, tile);
+    look_ahead(p, tile, unit);
     for_steps(tile, split, p.splits, p.rel_k.data != nullptr,
               [&](int64_t key, int n) { step(p, tile, key, n); });
     if (p.rel_v.data) value_band.finish();
@@ -161,6 +183,26 @@ struct ForwardTile {
       save_part(p, tile, split);
     } else {
       finish(p, tile);
+    }
+  }
+
+  void look_ahead(const ForwardParams& p, const Tile<T>& tile, int64_t unit) {
+    ahead.start(at_least(p.dim, p.v_dim) * int64_t(sizeof(T)));
+    if (!looks_ahead<E>(tile.queries) || p.splits > 1) return;
+    ahead.add(p.geometry, tile.queries, p.out, p.dtype, tile.batch, tile.head);
+    if (unit + 1 == units(p)) return;
+    const Place at = place_of(p, unit + 1);
+    const QueryTile next = queries_of<T>(p, at.batch, at.index);
+    ahead.add(p.geometry, next, p.q, p.dtype, at.batch, at.head);
+    if (!columns_are_shared(p.geometry)) return;
+    // The columns that this tile does not have.
+    const int64_t k_head = at.head / (p.heads / p.k_heads);
+    for (int64_t key = next.boxes[0].count; key < next.n_keys;) {
+      const Span run = key_run(p.geometry, next, key);
+      for (int64_t i = run.start; i < run.stop; ++i, ++key) {
+        ahead.add(row_of(p.k, p.kv_dtype, at.batch, k_head, i));
+        ahead.add(row_of(p.v, p.kv_dtype, at.batch, k_head, i));
+      }
     }
   }
 
@@ -197,7 +239,7 @@ struct ForwardTile {
       const Slab& slab = slabs[s];
       gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.dim, kNumbers<E>),
                         k.from(slab.key * k.stride), q.from(slab.lane),
-                        logits + slab.key * pitch + slab.lane, pitch, false);
+                        logits + slab.key * pitch + slab.lane, pitch, false, &ahead);
     }
     for (int s = 0; scales.now != T(1) && s < n_slabs; ++s)
       scale_slab(slabs[s], scales.now, logits);
@@ -208,7 +250,7 @@ struct ForwardTile {
     weigh(p, tile.lanes, slabs, n_slabs, scales.later);
     const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
     for (int s = 0; s < n_slabs; ++s) {
-      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc);
+      add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc, &ahead);
     }
     if (p.rel_v.data) {
       zero_outside(tile.lanes, n, slabs, n_slabs, logits);
@@ -250,12 +292,11 @@ struct ForwardTile {
     };
     store_queries<T>(tile, acc, p.v_dim, inverse_sum, rows, p.dtype, p.out);
     T* lse = static_cast<T*>(p.lse) + (tile.batch * p.heads + tile.head) * p.q_len;
-    for (int i = 0; i < tile.queries.count; ++i) {
+    for_queries(tile.geometry, tile.queries, [&](int i, int64_t index) {
       const T sum = softmax.sum[i];
-      const int64_t index = query_index(tile.geometry, tile.queries, i);
       lse[index] = sum > 0 ? T((softmax.pivot[i] + __builtin_log2(double(sum))) * kLn2)
                            : T(-__builtin_inf());
-    }
+    });
   }
 
   // --- Keys cut in parts: [pivot, sum, acc rows] of each part, added up in order ---
@@ -278,14 +319,14 @@ struct ForwardTile {
     copy(to + 2 * kTileQueries<T>, acc, p.v_dim * kTileQueries<T>);
   }
 
-  void merge(const ForwardParams& p, int64_t batch, int64_t head, int64_t index) {
+  void merge(const ForwardParams& p, int64_t unit) {
     constexpr int pitch = kTileQueries<T>;
-    const Tile<T> tile = make_tile<T>(p, batch, head, index);
+    const Tile<T> tile = tile_of(p, unit);
     if (tile.queries.count <= 0) return;
     softmax.start(tile.lanes);
     zero_rows<T>(padded<T>(p.v_dim), tile.lanes, acc);
     for (int64_t split = 0; split < p.splits; ++split) {
-      const T* from = part(p, batch, head, index, split);
+      const T* from = part(p, tile.batch, tile.head, tile.index, split);
       for (int lane = 0; lane < tile.lanes; lane += kLanes<T>) {
         const Vec<T> before = load(softmax.pivot + lane), pivot = load(from + lane);
         const Vec<T> after = larger(before, pivot);

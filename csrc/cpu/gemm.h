@@ -73,11 +73,13 @@ ATTN_INLINE void gemm_rest(int64_t rows, int64_t depth, const E* a, int64_t a_st
 
 template <int kN, Left kLeft, typename E>
 inline void gemm_panel(int64_t rows, int64_t depth, const E* a, int64_t a_stride, const E* b,
-                       int64_t b_stride, Sum<E>* c, int64_t c_stride, bool accumulate) {
+                       int64_t b_stride, Sum<E>* c, int64_t c_stride, bool accumulate,
+                       Ahead* ahead) {
   constexpr int kM = tile_rows(kN);
   const int64_t a_step = kLeft == Left::kRows ? a_stride : 1;
   int64_t m = 0;
   for (; m + kM <= rows; m += kM) {
+    if (ahead) ahead->fetch_some();
     gemm_tile<kM, kN, kLeft>(depth, a + m * a_step, a_stride, b, b_stride, c + m * c_stride,
                              c_stride, accumulate);
   }
@@ -86,17 +88,17 @@ inline void gemm_panel(int64_t rows, int64_t depth, const E* a, int64_t a_stride
 }
 
 // c[rows, cols] (+)= a[rows, depth] b[depth, cols]; cols is a multiple of kLanes; strides in
-// elements.
+// elements. Meanwhile, what `ahead` holds is fetched.
 template <Left kLeft, typename E>
 inline void gemm(int64_t rows, int64_t cols, int64_t depth, Matrix<E> a, Matrix<E> b, Sum<E>* c,
-                 int64_t c_stride, bool accumulate) {
+                 int64_t c_stride, bool accumulate, Ahead* ahead = nullptr) {
   constexpr int w = kLanes<Sum<E>>;
   for (int64_t n = 0; n < cols;) {
     int vecs = int(at_most((cols - n) / w, kTileVecs));
     if (kTileVecs == 4 && (cols - n) / w == 5) vecs = 3;  // 3 + 2 keeps more registers busy
     const auto panel = [&](auto width) {
       gemm_panel<count_of(width), kLeft>(rows, depth, a.data, a.stride, b.data + n, b.stride, c + n,
-                                         c_stride, accumulate);
+                                         c_stride, accumulate, ahead);
     };
     if constexpr (kTileVecs == 4) {
       if (vecs == 4) panel(Ints<4>{});

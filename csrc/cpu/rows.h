@@ -26,12 +26,18 @@ ATTN_INLINE void scale_row(const T* from, int64_t n, T factor, T* to) {
 // from[0, n) of `dtype`, times `factor`, into to[0, n).
 template <typename T>
 inline void load_row(DType dtype, const void* from, int64_t n, T factor, T* __restrict to) {
-  if (sizeof(T) == 4 && dtype == DType::kBFloat16) {
+  if constexpr (sizeof(T) == 8) {
+    scale_row(static_cast<const T*>(from), n, factor, to);
+  } else if (dtype == DType::kBFloat16) {
     const uint16_t* x = static_cast<const uint16_t*>(from);
     for (int64_t i = 0; i < n; ++i) to[i] = T(from_bfloat16(x[i])) * factor;
-  } else if (sizeof(T) == 4 && dtype == DType::kFloat16) {
+  } else if (dtype == DType::kFloat16) {
     const _Float16* x = static_cast<const _Float16*>(from);
-    for (int64_t i = 0; i < n; ++i) to[i] = float(x[i]) * factor;
+    int64_t i = 0;
+    for (; i + kLanes<float> <= n; i += kLanes<float>) {
+      store<T>(to + i, load_float16(x + i) * set1(factor));
+    }
+    for (; i < n; ++i) to[i] = float(x[i]) * factor;
   } else {
     scale_row(static_cast<const T*>(from), n, factor, to);
   }
@@ -40,12 +46,18 @@ inline void load_row(DType dtype, const void* from, int64_t n, T factor, T* __re
 // from[0, n), times `factor`, into to[0, n) of `dtype`: the one rounding of a result.
 template <typename T>
 inline void store_row(DType dtype, const T* __restrict from, int64_t n, T factor, void* to) {
-  if (sizeof(T) == 4 && dtype == DType::kBFloat16) {
+  if constexpr (sizeof(T) == 8) {
+    scale_row(from, n, factor, static_cast<T*>(to));
+  } else if (dtype == DType::kBFloat16) {
     uint16_t* y = static_cast<uint16_t*>(to);
     for (int64_t i = 0; i < n; ++i) y[i] = to_bfloat16(from[i] * factor);
-  } else if (sizeof(T) == 4 && dtype == DType::kFloat16) {
+  } else if (dtype == DType::kFloat16) {
     _Float16* y = static_cast<_Float16*>(to);
-    for (int64_t i = 0; i < n; ++i) y[i] = static_cast<_Float16>(from[i] * factor);
+    int64_t i = 0;
+    for (; i + kLanes<float> <= n; i += kLanes<float>) {
+      store_float16(y + i, load(from + i) * set1(factor));
+    }
+    for (; i < n; ++i) y[i] = static_cast<_Float16>(from[i] * factor);
   } else {
     scale_row(from, n, factor, static_cast<T*>(to));
   }

@@ -32,14 +32,22 @@ struct Tile {
   typename VecTraits<T>::Bits first[kTileQueries<T>], stop[kTileQueries<T>];
 };
 
+inline int64_t key_length(const AttentionParams& p, int64_t batch) {
+  return p.key_lengths ? at_least(at_most(p.key_lengths[batch], p.k_len), 0) : p.k_len;
+}
+
+template <typename T>
+inline QueryTile queries_of(const AttentionParams& p, int64_t batch, int64_t index) {
+  const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
+  return query_tile(p.geometry, index, kTileQueries<T>, p.q_len, key_length(p, batch), offset);
+}
+
 template <typename T>
 inline Tile<T> make_tile(const AttentionParams& p, int64_t batch, int64_t head, int64_t index) {
   Tile<T> tile;
-  int64_t k_len = p.k_len;
-  if (p.key_lengths) k_len = at_least(at_most(p.key_lengths[batch], k_len), 0);
-  const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
+  const int64_t k_len = key_length(p, batch);
   tile.geometry = p.geometry;
-  tile.queries = query_tile(p.geometry, index, kTileQueries<T>, p.q_len, k_len, offset);
+  tile.queries = queries_of<T>(p, batch, index);
   tile.batch = batch, tile.head = head, tile.k_head = head / (p.heads / p.k_heads),
   tile.k_heads = p.k_heads, tile.k_len = k_len, tile.index = index;
   tile.lanes = int(padded<T>(tile.queries.count));
@@ -262,16 +270,12 @@ inline const T* query_rows(const Tile<T>& tile, const View& view, DType dtype, i
                            T* buffer) {
   if (const T* rows = rows_in_place<T>(tile, view, dtype, dim)) return rows;
   const int64_t pitch = padded<T>(dim);
-  for (int i = 0; i < tile.lanes; ++i) {
+  for_queries(tile.geometry, tile.queries, [&](int i, int64_t index) {
     T* row = buffer + i * pitch;
-    int64_t filled = 0;
-    if (i < tile.queries.count) {
-      const int64_t index = query_index(tile.geometry, tile.queries, i);
-      load_row(dtype, row_of(view, dtype, tile.batch, tile.head, index), dim, T(1), row);
-      filled = dim;
-    }
-    fill<T>(row + filled, pitch - filled, 0);
-  }
+    load_row(dtype, row_of(view, dtype, tile.batch, tile.head, index), dim, T(1), row);
+    fill<T>(row + dim, pitch - dim, 0);
+  });
+  fill<T>(buffer + tile.queries.count * pitch, (tile.lanes - tile.queries.count) * pitch, 0);
   return buffer;
 }
 
@@ -293,21 +297,21 @@ inline void store_queries(const Tile<T>& tile, const T* transposed, int64_t dim,
   T* rows = rows_in_place<T>(tile, view, dtype, dim);
   transpose<T>(pitch, tile.queries.count, transposed, kTileQueries<T>, factor, rows ? rows : buffer,
                pitch);
-  for (int i = 0; !rows && i < tile.queries.count; ++i) {
-    const int64_t index = query_index(tile.geometry, tile.queries, i);
+  if (rows) return;
+  for_queries(tile.geometry, tile.queries, [&](int i, int64_t index) {
     store_row(dtype, buffer + i * pitch, dim, T(1),
               row_of(view, dtype, tile.batch, tile.head, index));
-  }
+  });
 }
 
 // result[dim, lanes] += rows^T matrix: a product over the keys of a slab. `rows` of the step's keys
 // as pair_keys() gives them, `matrix` [keys, lanes].
 template <typename T, typename E>
 inline void add_over_keys(int64_t dim, const Slab& slab, Matrix<E> rows, Matrix<E> matrix,
-                          T* result) {
+                          T* result, Ahead* ahead = nullptr) {
   constexpr int pitch = kTileQueries<T>;
   const int64_t key = slab.key / kNumbers<E>, depth = ceil_div(slab.keys, kNumbers<E>);
-  gemm<kOverKeys<E>>(dim, slab.lanes, depth,
-                     rows.from(kOverKeys<E> == Left::kRows ? key : key * rows.stride),
-                     matrix.from(key * matrix.stride + slab.lane), result + slab.lane, pitch, true);
+  gemm<kOverKeys<E>>(
+      dim, slab.lanes, depth, rows.from(kOverKeys<E> == Left::kRows ? key : key * rows.stride),
+      matrix.from(key * matrix.stride + slab.lane), result + slab.lane, pitch, true, ahead);
 }

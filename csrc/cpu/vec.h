@@ -98,6 +98,42 @@ ATTN_INLINE V larger(V a, V b) {
 }
 #endif
 
+// 16-bit numbers in memory, one per 32-bit lane. GCC 12 takes five instructions to convert a
+// vector.
+typedef uint32_t Words __attribute__((vector_size(kVecBytes)));
+ATTN_INLINE Words load_wide(const uint16_t* p) {
+#if defined(ATTN_AVX512)
+  return Words(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(ATTN_AVX2)
+  return Words(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  typedef uint16_t Halves __attribute__((vector_size(kVecBytes / 2), aligned(2), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words);
+#endif
+}
+
+// A vector of float16 in memory; rounds to nearest even. Compilers convert them one at a time.
+ATTN_INLINE Vec<float> load_float16(const _Float16* p) {
+#if defined(ATTN_AVX512)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(ATTN_AVX2)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> x;
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = float(p[i]);
+  return x;
+#endif
+}
+ATTN_INLINE void store_float16(_Float16* p, Vec<float> x) {
+#if defined(ATTN_AVX512)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(ATTN_AVX2)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = static_cast<_Float16>(x[i]);
+#endif
+}
+
 // Lanes whose bit is set in kMask come from b, the others from a.
 template <uint32_t kMask, typename T>
 ATTN_INLINE Vec<T> blend(Vec<T> a, Vec<T> b) {
