@@ -23,7 +23,12 @@ struct Ahead {
   }
 
   // Of `kTurns` calls or more that together fetch all rows into the second-level cache.
-  void fetch_some() {
+  ATTN_INLINE void fetch_some() {
+    if (next < count) fetch_next();
+  }
+
+ private:
+  __attribute__((noinline)) void fetch_next() {
     const int end = at_most(next + ceil_div(count, kTurns), count);
     for (; next < end; ++next) {
       for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(rows[next] + i, 0, 2);

@@ -32,12 +32,12 @@ struct Tile {
   typename VecTraits<T>::Bits first[kTileQueries<T>], stop[kTileQueries<T>];
 };
 
-inline int64_t key_length(const AttentionParams& p, int64_t batch) {
+ATTN_INLINE int64_t key_length(const AttentionParams& p, int64_t batch) {
   return p.key_lengths ? at_least(at_most(p.key_lengths[batch], p.k_len), 0) : p.k_len;
 }
 
 template <typename T>
-inline QueryTile queries_of(const AttentionParams& p, int64_t batch, int64_t index) {
+ATTN_INLINE QueryTile queries_of(const AttentionParams& p, int64_t batch, int64_t index) {
   const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
   return query_tile(p.geometry, index, kTileQueries<T>, p.q_len, key_length(p, batch), offset);
 }
