@@ -306,6 +306,7 @@ def row_of(found: Compiled) -> str:
     """One line of the table."""
     config = found.config
     shape = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}"
+    shape += " late" * config.late
     matrix = " ".join(f"{name} {n}" for name, n in found.matrix.items())
     text = (
         f"{found.case:16} {found.kernel:24} {found.target:7} {found.dtype:5} {found.dim:4}"

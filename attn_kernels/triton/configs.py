@@ -38,6 +38,7 @@ class Config:
     block_k: int
     num_warps: int
     num_stages: int
+    late: bool = False  # forward: a step's values are multiplied during the next step's softmax
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,14 @@ def forward_rows(kind: Kind) -> list[Config]:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
     if kind.dim <= 64:
-        return [Config(128, 128, 8, 3), Config(128, 64, 4, 3), Config(128, 64, 4, 2),
+        rows = [Config(128, 128, 8, 3), Config(128, 64, 4, 3), Config(128, 64, 4, 2),
                 Config(64, 64, 4, 3), Config(64, 64, 4, 2)]  # fmt: skip
-    return [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
-            Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
+    else:
+        rows = [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
+                Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
+    if kind.arch != 90 or kind.pattern:
+        return rows
+    return [replace(row, late=late) for row in rows for late in (True, False)]
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:

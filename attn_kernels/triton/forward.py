@@ -100,6 +100,17 @@ def split_keys(start, stop, split, n_splits, BLOCK_K: tl.constexpr):
     return begin, tl.minimum(begin + per_split, stop)
 
 
+@triton.jit
+def add_values(
+    acc, weights, rescale, ptr, stride, key, valid, PRECISION: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """acc * rescale + weights V, V's rows being those of the keys."""
+    v = load_rows(ptr, stride, key, valid, DIM, BLOCK_D, MASKED)
+    acc *= rescale[:, None]
+    return tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
@@ -109,13 +120,16 @@ def attention_fwd_kernel(
     stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split, heads, group,
     q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM:
     tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED:
-    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q:
-    tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, LATE: tl.constexpr, PRECISION:
+    tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV:
+    tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, and one part of its keys if SPLIT.
 
     PACKED: a tile holds all heads of a group, so few queries still fill it. FOLDED: one positive
     scale for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
+    LATE: a step's weights wait, as float32, for the next step to multiply them with their values
+    while its own softmax runs (wgmma is asynchronous; on sm_90 both products then have one wait).
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     # the next step's previous chunk is this one's current
@@ -177,6 +191,10 @@ def attention_fwd_kernel(
     bounds = key_phases(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
+    if LATE:
+        tl.static_assert(REL == "none" and GEOMETRY != "pattern", "a step is two products")
+        weights = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+        rescale = row_sum
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
             if phase == 0 and CARRIED:
@@ -190,6 +208,13 @@ def attention_fwd_kernel(
                     k_ptr, stride_ks, key, valid, DIM, BLOCK_D, phase_masked(phase, GEOMETRY, REL)
                 )
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
+                if LATE:
+                    before = tl.maximum(number - BLOCK_K, start)
+                    _, key, valid, _ = step_keys(before, stop, places, extent, GEOMETRY, BLOCK_K)
+                    acc = add_values(
+                        acc, weights, rescale, v_ptr, stride_vs, key, valid, PRECISION,
+                        V_DIM, BLOCK_DV, phase_masked(phase, GEOMETRY, REL),
+                    )  # fmt: skip
                 if not FOLDED:
                     logits *= scale
                 if phase == 0 and REL != "none":
@@ -213,17 +238,11 @@ def attention_fwd_kernel(
                 weights, rescale, row_max, row_sum = softmax_step(
                     logits, row_max, row_sum, factor, phase_masked(phase, GEOMETRY, REL)
                 )
-                v = load_rows(
-                    v_ptr,
-                    stride_vs,
-                    key,
-                    valid,
-                    V_DIM,
-                    BLOCK_DV,
-                    phase_masked(phase, GEOMETRY, REL),
-                )
-                acc *= rescale[:, None]
-                acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+                if not LATE:
+                    acc = add_values(
+                        acc, weights, rescale, v_ptr, stride_vs, key, valid, PRECISION,
+                        V_DIM, BLOCK_DV, phase_masked(phase, GEOMETRY, REL),
+                    )  # fmt: skip
                 if rel_v_ptr is not None:
                     far_low *= rescale
                     far_high *= rescale
@@ -233,22 +252,29 @@ def attention_fwd_kernel(
                         far_high += tl.sum(weights, 1)
                     if phase == 0 and REL != "none":
                         sheared = rotate(
-                            weights.to(v.dtype), shift[:, None], 1, False, BLOCK_Q, BLOCK_K
-                        )
+                            weights.to(v_ptr.dtype.element_ty), shift[:, None], 1, False,
+                            BLOCK_Q, BLOCK_K,
+                        )  # fmt: skip
                         current_part = in_current(shift[:, None], False, BLOCK_K)
                         chunk = table_chunk(
                             rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
                         )  # fmt: skip
-                        part = tl.where(current_part, sheared, 0.0).to(v.dtype)
+                        part = tl.where(current_part, sheared, 0.0).to(v_ptr.dtype.element_ty)
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
                         chunk = table_chunk(
                             rel_v_ptr, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
                         )  # fmt: skip
-                        part = tl.where(current_part, 0.0, sheared).to(v.dtype)
+                        part = tl.where(current_part, 0.0, sheared).to(v_ptr.dtype.element_ty)
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
 
+    if LATE:
+        last = tl.maximum(start + (stop - start - 1) // BLOCK_K * BLOCK_K, start)
+        _, key, valid, _ = step_keys(last, stop, places, extent, GEOMETRY, BLOCK_K)
+        acc = add_values(
+            acc, weights, rescale, v_ptr, stride_vs, key, valid, PRECISION, V_DIM, BLOCK_DV, True
+        )
     if rel_v_ptr is not None and REL == "clip":
         acc += far_low[:, None] * edge_row(rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)[None, :]
         if HAS_HIGH:

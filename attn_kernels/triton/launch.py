@@ -194,6 +194,7 @@ def launch_forward(
         heads, call.group, q_len, k.shape[2], call.query_offset, call.extent, n_tiles,
         call.n_rows, call.scale, call.rel_scale,
         **call.what(), PACKED=packed, SPLIT=splits > 1,
+        LATE=config.late and not call.is_canvas,  # where finding keys again costs more
         BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -74,6 +74,7 @@ class Case:
     key_lengths: tuple[int, ...] | None = None
     query_offset: int | tuple[int, ...] | None = None
     scale: float | None = None
+    late: bool = False
 
     def __str__(self) -> str:
         parts = [self.geometry, self.table, f"{self.q_len}-{self.k_len}", self.key_lengths]
@@ -113,6 +114,7 @@ PLAIN = [
     Case(Local2d((12, 5), (3, 2), (4, 1), True), 60),
     Case(Local2d((3, 20), (3, 10), (3, 5)), 60, key_lengths=(25, 0)),
 ]  # fmt: skip
+LATE = [replace(case, late=True) for case in PLAIN if not isinstance(case.geometry, Local2d)]
 RELATIVE = [
     # a table that ends before the farthest key, at it, behind it
     Case(Causal(), 50, table=Table(9), k_heads=2),
@@ -179,10 +181,11 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """The case's tile sizes for every kernel, so that small shapes have many tiles."""
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     block = case.block if isinstance(case, Case) else (16, 16)
+    late = isinstance(case, Case) and case.late
 
     def candidates(kind: configs.Kind) -> list[configs.Config]:
         most = configs.band_chunks(kind) * block[1] if kind.relative else block[0]
-        return [configs.Config(min(block[0], most), block[1], 4, 1)]
+        return [configs.Config(min(block[0], most), block[1], 4, 1, late)]
 
     monkeypatch.setattr(configs, "candidates", candidates)
 
@@ -192,6 +195,14 @@ def test_values_and_gradients(case: Case) -> None:
     """out, lse and every gradient, lse's included, are as accurate as eager float32."""
     options = {} if case.scale is None else {"scale": case.scale}
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON, **options)
+
+
+@pytest.mark.parametrize("case", LATE, ids=str)
+def test_late_values(case: Case) -> None:
+    """Values added one step late: every phase may be empty, one step long, or more."""
+    options = {} if case.scale is None else {"scale": case.scale}
+    call = variant(case.geometry)
+    check_against_reference(call, case.inputs(), TRITON, gradients=False, **options)
 
 
 @pytest.mark.parametrize("tiles", [2])  # of a head's 3
