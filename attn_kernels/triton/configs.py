@@ -39,6 +39,7 @@ class Config:
     num_warps: int
     num_stages: int
     late: bool = False  # forward: a step's values are multiplied during the next step's softmax
+    described: bool = False  # late: K and V by tensor descriptors, if Kind says they can
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Kind:
     rows: int
     grouped: bool = False  # grad_kv loops over the heads of a group
     pattern: bool = False  # a tile lies in one of the pattern's 64 x 64
+    describable: bool = False  # a tensor descriptor can tell where K and V lie
+    two_sided: bool = False  # spans of keys have a start as well as an end
 
 
 def arch_of(device: torch.device) -> int:
@@ -158,9 +161,19 @@ def forward_rows(kind: Kind) -> list[Config]:
     else:
         rows = [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
                 Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
-    if kind.arch != 90 or kind.pattern:
-        return rows
-    return [replace(row, late=late) for row in rows for late in (True, False)]
+    return rows if kind.arch != 90 or kind.pattern else [*late_rows(kind, rows), *rows]
+
+
+def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
+    """What asynchronous products offer. A second comparison leaves no registers for 128 keys."""
+    late = [replace(row, late=True) for row in rows]
+    if kind.describable:
+        wide = Config(128, 128, 8, 3 if kind.dim <= 64 else 2, late=True, described=True)
+        late = [wide, Config(128, 64, 8, 3, late=True, described=True), *late]
+    if kind.two_sided:
+        late = [row for row in late if row.block_k < 128]
+        return [*rows[:1], *late] if kind.dim <= 64 else late
+    return late
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
