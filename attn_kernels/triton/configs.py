@@ -141,7 +141,16 @@ def smallest(kind: Kind) -> Config:
     return Config(16, 16, 4, 1)
 
 
+def exact_rows(kind: Kind) -> list[Config]:
+    """float32 on sm_100: ptxas has no registers for more, with operands held for FMA."""
+    rows = [Config(16, 16, 8, 1), Config(16, 16, 4, 1)]
+    narrow = kind.relative or kind.dim > 64
+    return rows if narrow else [Config(32, 32, 8, 1), *rows]
+
+
 def forward_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4 and kind.arch >= 100:
+        return exact_rows(kind)
     if kind.element_size == 4:
         block = 64 if kind.dim <= 64 and not kind.relative else 32
         return [Config(block, block, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -177,11 +186,15 @@ def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4 and kind.arch >= 100:
+        return exact_rows(kind)
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
         rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
                 Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        if kind.arch >= 100 and kind.dim > 64 and kind.values:
+            return [Config(16, 32, 4, 2), *rows]
         wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
         return [Config(32, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
@@ -190,11 +203,15 @@ def grad_q_rows(kind: Kind) -> list[Config]:
 
 
 def grad_kv_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4 and kind.arch >= 100:
+        return exact_rows(kind)
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
         rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 2),
                 Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        if kind.arch == 0 and kind.dim > 64:
+            return [Config(16, 32, 4, 2), *rows]
         wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
         return [Config(32, 128, 8, 2), *rows] if wide else rows
     if kind.dim <= 64:
@@ -205,7 +222,9 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
             return [Config(32, 64, 4, 2), *first]
         return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
-        return [Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(64, 128, 8, 2)]
+        rows = [Config(32, 128, 8, 3 if kind.two_sided else 2), Config(32, 64, 4, 2),
+                Config(64, 128, 8, 2)]  # fmt: skip
+        return rows[::-1] if kind.arch >= 100 and kind.rows >= 128 else rows
     return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
 
 
@@ -220,6 +239,8 @@ def pattern_rows(kind: Kind) -> list[Config]:
         "grad_q": [Config(64, 32, 4, 2)] if old or wide else [],
         "grad_kv": [Config(32, 32 if wide else 64, 4, 2)] if old else [],
     }
+    if kind.direction == "grad_kv" and kind.arch == 90 and not wide and not kind.relative:
+        return [Config(64, 64, 4, 3)]
     if kind.relative:
         rows = {
             "forward": [Config(32, 64, 4, 2)] if wide and not old else [],

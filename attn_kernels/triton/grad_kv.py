@@ -221,7 +221,11 @@ def grad_kv_kernel(
                         grad_out_head, stride_gs, index, valid, V_DIM, BLOCK_DV,
                         query_phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
-                    lse, delta = load_sums(lse_ptr, delta_ptr, sums, index, valid, SCATTERED)
+                    lse, delta = load_sums(
+                        lse_ptr, delta_ptr, sums, index, valid,
+                        is_canvas(GEOMETRY)
+                        or (SCATTERED and query_phase_masked(phase, GEOMETRY, REL)),
+                    )  # fmt: skip
                     logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
                     grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                     if not FOLDED:
