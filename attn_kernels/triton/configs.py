@@ -143,9 +143,9 @@ def smallest(kind: Kind) -> Config:
 
 def exact_rows(kind: Kind) -> list[Config]:
     """float32 on sm_100: ptxas has no registers for more, with operands held for FMA."""
-    rows = [Config(16, 16, 8, 1), Config(16, 16, 4, 1)]
+    rows = [Config(16, 16, 8, 2), Config(16, 16, 8, 1)]
     narrow = kind.relative or kind.dim > 64
-    return rows if narrow else [Config(32, 32, 8, 1), *rows]
+    return rows if narrow else [Config(32, 32, 8, 2), *rows]
 
 
 def forward_rows(kind: Kind) -> list[Config]:
@@ -198,7 +198,8 @@ def grad_q_rows(kind: Kind) -> list[Config]:
         wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
         return [Config(32, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
-        return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        rows = [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        return rows[1:] + rows[:1] if kind.arch >= 100 and kind.dim > 64 else rows
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
 
 

@@ -17,7 +17,7 @@ from .grad_kv import grad_kv_kernel
 from .grad_table import grad_table_kernel
 from .launch import Call, contiguous_last, strides
 
-PREPARE_ROWS = 64
+PREPARE_ROWS = 32
 # Scores by table row wait here between two kernels, for as many tiles of queries as fit.
 SHEARED_BYTES = 256 << 20
 
