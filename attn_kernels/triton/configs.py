@@ -165,7 +165,7 @@ def forward_rows(kind: Kind) -> list[Config]:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
     if kind.dim <= 64:
-        rows = [Config(128, 128, 8, 3), Config(128, 64, 4, 3), Config(128, 64, 4, 2),
+        rows = [Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 4, 3),
                 Config(64, 64, 4, 3), Config(64, 64, 4, 2)]  # fmt: skip
     else:
         rows = [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
@@ -195,7 +195,7 @@ def grad_q_rows(kind: Kind) -> list[Config]:
                 Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
         if kind.arch >= 100 and kind.dim > 64 and kind.values:
             return [Config(16, 32, 4, 2), *rows]
-        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
+        wide = kind.arch >= 90 and kind.dim <= 64 and not (kind.values or kind.two_sided)
         return [Config(32, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
         rows = [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
@@ -215,11 +215,14 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
             return [Config(16, 32, 4, 2), *rows]
         wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
         return [Config(32, 128, 8, 2), *rows] if wide else rows
+    if 0 < kind.arch < 90 and kind.dim <= 128:
+        return [Config(32, 64, 8, 2), Config(32, 128, 8, 2), Config(64, 128, 8, 2),
+                Config(32, 64, 4, 2)]  # fmt: skip
     if kind.dim <= 64:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)
         first = [narrow, wide] if kind.grouped else [wide, narrow]
-        if kind.arch == 0 or (kind.arch < 90 and kind.rows < 128):
+        if kind.arch == 0:
             return [Config(32, 64, 4, 2), *first]
         return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
