@@ -26,6 +26,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attn_kernels.triton import launch
 from attn_kernels.triton.configs import Config, candidates, shared_limit
@@ -131,6 +132,8 @@ class Launch:
             if isinstance(value, torch.Tensor):
                 attributes[path] = [["tt.divisibility", 16]]
                 return "*" + TYPE_NAMES[value.dtype]
+            if isinstance(value, TensorDescriptor):
+                return f"tensordesc<{TYPE_NAMES[value.base.dtype]}{value.block_shape}>"
             if isinstance(value, int):
                 if specialize and value % 16 == 0:
                     attributes[path] = [["tt.divisibility", 16]]
@@ -306,17 +309,18 @@ def row_of(found: Compiled) -> str:
     """One line of the table."""
     config = found.config
     shape = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}"
+    shape += " late" * config.late + " tma" * config.described
     matrix = " ".join(f"{name} {n}" for name, n in found.matrix.items())
     text = (
         f"{found.case:16} {found.kernel:24} {found.target:7} {found.dtype:5} {found.dim:4}"
-        f" {shape:18} {found.registers:4} {found.spills:6} {found.spilling:5.1%} {found.shared:7}"
+        f" {shape:21} {found.registers:4} {found.spills:6} {found.spilling:5.1%} {found.shared:7}"
         f" {'/'.join(map(str, found.loops)):15} {matrix}"
     )
     return f"{text} {found.notes} {found.error}".rstrip()
 
 
 HEADER = (
-    f"{'case':16} {'kernel':24} {'target':7} {'dtype':5} {'dim':>4} {'tile':18} {'regs':>4}"
+    f"{'case':16} {'kernel':24} {'target':7} {'dtype':5} {'dim':>4} {'tile':21} {'regs':>4}"
     f" {'spills':>6} {'loops':>5} {'shared':>7} {'instructions':15} of which matrix, in the longest"
 )
 

@@ -32,25 +32,40 @@ from .score import (
 )
 from .softmax import LOG2_E
 
+STEP = tl.constexpr(128)  # the most queries of a step
+
 
 @triton.jit
-def load_lse(lse_ptr, index, exists):
-    """lse in powers of two; a row without keys, or no row, has weight 0 everywhere: 2^(s - inf)."""
-    lse = tl.load(lse_ptr + index, mask=exists, other=float("-inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
+def padded(q_len):
+    """Length of a head's lse and delta: grad_kv's last step begins at any query, and is whole."""
+    return (q_len + STEP) // 16 * 16 + 16
+
+
+@triton.jit
+def load_sums(lse_ptr, delta_ptr, home, index, valid, MASKED: tl.constexpr):
+    """lse and delta as prepare_kernel left them, also of a step's rows behind the last query;
+    MASKED: of any rows."""
+    if MASKED:
+        lse = tl.load(lse_ptr + home + index, mask=valid, other=float("inf"))
+        return lse, tl.load(delta_ptr + home + index, mask=valid, other=0.0)
+    else:
+        return tl.load(lse_ptr + home + index), tl.load(delta_ptr + home + index)
 
 
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def prepare_kernel(
-    q_ptr, out_ptr, grad_out_ptr, grad_lse_ptr, rel_k_ptr, rel_v_ptr,
-    delta_ptr, edges_ptr,
+    q_ptr, out_ptr, lse_ptr, grad_out_ptr, grad_lse_ptr, rel_k_ptr, rel_v_ptr,
+    lse_2_ptr, delta_ptr, edges_ptr,
     stride_qb, stride_qh, stride_qs, stride_ob, stride_oh, stride_os, stride_gb, stride_gh,
     stride_gs, stride_rel_kh, stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_edges, heads,
     q_len, n_tiles, n_rows, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D:
     tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """delta, and the products of queries with a clipped table's first and last row (edges_ptr).
+    """lse in powers of two, delta, and the products of queries with a clipped table's first and
+    last row (edges_ptr).
 
+    lse of a row without keys, or of no row, is inf, so that its weights are 0: 2^(s - inf). Both
+    have padded(q_len) rows, n_tiles reaches that far.
     edges: [4, batch, heads, q_len], of rel_k with q_rel (here q_ptr) and of rel_v with grad_out.
     """
     tile = tl.program_id(0) % n_tiles
@@ -66,7 +81,11 @@ def prepare_kernel(
     at = home * q_len + index
     if grad_lse_ptr is not None:
         delta -= tl.load(grad_lse_ptr + at, mask=exists, other=0.0)
-    tl.store(delta_ptr + at, delta, mask=exists)
+    lse = tl.load(lse_ptr + at, mask=exists, other=float("-inf"))
+    lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
+    sums = home * padded(q_len) + index
+    tl.store(lse_2_ptr + sums, lse, mask=index < padded(q_len))
+    tl.store(delta_ptr + sums, delta, mask=index < padded(q_len))
     if edges_ptr is not None:
         q_ptr += batch * stride_qb + head * stride_qh
         rel_k_ptr += head * stride_rel_kh
@@ -188,8 +207,7 @@ def grad_q_kernel(
     grad_out_ptr += batch * stride_gb + head * stride_gh
     q = load_rows(q_ptr, stride_qs, index, exists, DIM, BLOCK_D, True)
     grad_out = load_rows(grad_out_ptr, stride_gs, index, exists, V_DIM, BLOCK_DV, True)
-    lse = load_lse(lse_ptr + home * q_len, index, exists)
-    delta = tl.load(delta_ptr + home * q_len + index, mask=exists, other=0.0)
+    lse, delta = load_sums(lse_ptr, delta_ptr, home * padded(q_len), index, exists, True)
     centre = 0
     if REL != "none":
         tl.static_assert(BLOCK_Q <= 2 * BLOCK_K, "a tile's band is at most three chunks")

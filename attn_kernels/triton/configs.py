@@ -38,6 +38,8 @@ class Config:
     block_k: int
     num_warps: int
     num_stages: int
+    late: bool = False  # forward: a step's values are multiplied during the next step's softmax
+    described: bool = False  # late: K and V by tensor descriptors, if Kind says they can
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Kind:
     rows: int
     grouped: bool = False  # grad_kv loops over the heads of a group
     pattern: bool = False  # a tile lies in one of the pattern's 64 x 64
+    describable: bool = False  # a tensor descriptor can tell where K and V lie
+    two_sided: bool = False  # spans of keys have a start as well as an end
 
 
 def arch_of(device: torch.device) -> int:
@@ -137,7 +141,16 @@ def smallest(kind: Kind) -> Config:
     return Config(16, 16, 4, 1)
 
 
+def exact_rows(kind: Kind) -> list[Config]:
+    """float32 on sm_100: ptxas has no registers for more, with operands held for FMA."""
+    rows = [Config(16, 16, 8, 2), Config(16, 16, 8, 1)]
+    narrow = kind.relative or kind.dim > 64
+    return rows if narrow else [Config(32, 32, 8, 2), *rows]
+
+
 def forward_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4 and kind.arch >= 100:
+        return exact_rows(kind)
     if kind.element_size == 4:
         block = 64 if kind.dim <= 64 and not kind.relative else 32
         return [Config(block, block, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -152,42 +165,70 @@ def forward_rows(kind: Kind) -> list[Config]:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
     if kind.dim <= 64:
-        return [Config(128, 128, 8, 3), Config(128, 64, 4, 3), Config(128, 64, 4, 2),
+        rows = [Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 4, 3),
                 Config(64, 64, 4, 3), Config(64, 64, 4, 2)]  # fmt: skip
-    return [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
-            Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
+    else:
+        rows = [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
+                Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
+    return rows if kind.arch != 90 or kind.pattern else [*late_rows(kind, rows), *rows]
+
+
+def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
+    """What asynchronous products offer. A second comparison leaves no registers for 128 keys."""
+    late = [replace(row, late=True) for row in rows]
+    if kind.describable:
+        wide = Config(128, 128, 8, 3 if kind.dim <= 64 else 2, late=True, described=True)
+        late = [wide, Config(128, 64, 8, 3, late=True, described=True), *late]
+    if kind.two_sided:
+        late = [row for row in late if row.block_k < 128]
+        return [*rows[:1], *late] if kind.dim <= 64 else late
+    return late
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4 and kind.arch >= 100:
+        return exact_rows(kind)
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
         rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
                 Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
+        if kind.arch >= 100 and kind.dim > 64 and kind.values:
+            return [Config(16, 32, 4, 2), *rows]
+        wide = kind.arch >= 90 and kind.dim <= 64 and not (kind.values or kind.two_sided)
         return [Config(32, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
-        return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        rows = [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        return rows[1:] + rows[:1] if kind.arch >= 100 and kind.dim > 64 else rows
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
 
 
 def grad_kv_rows(kind: Kind) -> list[Config]:
+    if kind.element_size == 4 and kind.arch >= 100:
+        return exact_rows(kind)
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
         rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 2),
                 Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        if kind.arch == 0 and kind.dim > 64:
+            return [Config(16, 32, 4, 2), *rows]
         wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
         return [Config(32, 128, 8, 2), *rows] if wide else rows
+    if 0 < kind.arch < 90 and kind.dim <= 128:
+        return [Config(32, 64, 8, 2), Config(32, 128, 8, 2), Config(64, 128, 8, 2),
+                Config(32, 64, 4, 2)]  # fmt: skip
     if kind.dim <= 64:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)
         first = [narrow, wide] if kind.grouped else [wide, narrow]
-        if kind.arch == 0 or (kind.arch < 90 and kind.rows < 128):
+        if kind.arch == 0:
             return [Config(32, 64, 4, 2), *first]
         return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
-        return [Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(64, 128, 8, 2)]
+        rows = [Config(32, 128, 8, 3 if kind.two_sided else 2), Config(32, 64, 4, 2),
+                Config(64, 128, 8, 2)]  # fmt: skip
+        return rows[::-1] if kind.arch >= 100 and kind.rows >= 128 else rows
     return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
 
 
@@ -202,6 +243,8 @@ def pattern_rows(kind: Kind) -> list[Config]:
         "grad_q": [Config(64, 32, 4, 2)] if old or wide else [],
         "grad_kv": [Config(32, 32 if wide else 64, 4, 2)] if old else [],
     }
+    if kind.direction == "grad_kv" and kind.arch == 90 and not wide and not kind.relative:
+        return [Config(64, 64, 4, 3)]
     if kind.relative:
         rows = {
             "forward": [Config(32, 64, 4, 2)] if wide and not old else [],

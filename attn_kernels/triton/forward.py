@@ -100,22 +100,46 @@ def split_keys(start, stop, split, n_splits, BLOCK_K: tl.constexpr):
     return begin, tl.minimum(begin + per_split, stop)
 
 
+@triton.jit
+def load_keys(
+    rows, batch, head, first, ptr, stride, key, valid, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """A step's keys or values; a descriptor, if there is one, gives zeros behind the last."""
+    if rows is None:
+        return load_rows(ptr, stride, key, valid, DIM, BLOCK_D, MASKED)
+    else:
+        tile = rows.load([batch.to(tl.int32), head.to(tl.int32), first, 0])
+        return tl.reshape(tile, (BLOCK_K, BLOCK_D))
+
+
+@triton.jit
+def add_values(acc, weights, rescale, v, PRECISION: tl.constexpr):
+    """acc * rescale + weights V."""
+    acc *= rescale[:, None]
+    return tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    pattern_ptr, out_ptr, lse_ptr,
+    pattern_ptr, k_rows, v_rows, out_ptr, lse_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_ob, stride_oh, stride_os, stride_rel_kh,
     stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split, heads, group,
     q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM:
     tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED:
-    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q:
-    tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, LATE: tl.constexpr, PRECISION:
+    tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV:
+    tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, and one part of its keys if SPLIT.
 
     PACKED: a tile holds all heads of a group, so few queries still fill it. FOLDED: one positive
     scale for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
+    LATE: a step's weights wait, as float32, for the next step to multiply them with their values
+    while its own softmax runs (wgmma is asynchronous; on sm_90 both products then have one wait).
+    k_rows, v_rows: if LATE, descriptors of keys and values in tiles [1, 1, BLOCK_K, *], or None.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     # the next step's previous chunk is this one's current
@@ -177,6 +201,11 @@ def attention_fwd_kernel(
     bounds = key_phases(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
+    tl.static_assert(LATE or k_rows is None, "values behind stop are zeros only with a mask")
+    if LATE:
+        tl.static_assert(REL == "none" and GEOMETRY != "pattern", "a step is two products")
+        weights = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+        rescale = row_sum
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
             if phase == 0 and CARRIED:
@@ -186,10 +215,20 @@ def attention_fwd_kernel(
                 )  # fmt: skip
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
-                k = load_rows(
-                    k_ptr, stride_ks, key, valid, DIM, BLOCK_D, phase_masked(phase, GEOMETRY, REL)
-                )
+                k = load_keys(
+                    k_rows, batch, k_head, number, k_ptr, stride_ks, key, valid, DIM, BLOCK_D,
+                    BLOCK_K, phase_masked(phase, GEOMETRY, REL),
+                )  # fmt: skip
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
+                if LATE:
+                    before = tl.maximum(number - BLOCK_K, start)
+                    _, key, valid, _ = step_keys(before, stop, places, extent, GEOMETRY, BLOCK_K)
+                    before = tl.where(number > start, before, k_len)  # nothing's weights are zeros
+                    v = load_keys(
+                        v_rows, batch, k_head, before, v_ptr, stride_vs, key, valid, V_DIM,
+                        BLOCK_DV, BLOCK_K, phase_masked(phase, GEOMETRY, REL),
+                    )  # fmt: skip
+                    acc = add_values(acc, weights, rescale, v, PRECISION)
                 if not FOLDED:
                     logits *= scale
                 if phase == 0 and REL != "none":
@@ -213,17 +252,12 @@ def attention_fwd_kernel(
                 weights, rescale, row_max, row_sum = softmax_step(
                     logits, row_max, row_sum, factor, phase_masked(phase, GEOMETRY, REL)
                 )
-                v = load_rows(
-                    v_ptr,
-                    stride_vs,
-                    key,
-                    valid,
-                    V_DIM,
-                    BLOCK_DV,
-                    phase_masked(phase, GEOMETRY, REL),
-                )
-                acc *= rescale[:, None]
-                acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+                if not LATE:
+                    v = load_rows(
+                        v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV,
+                        phase_masked(phase, GEOMETRY, REL),
+                    )  # fmt: skip
+                    acc = add_values(acc, weights, rescale, v, PRECISION)
                 if rel_v_ptr is not None:
                     far_low *= rescale
                     far_high *= rescale
@@ -233,22 +267,28 @@ def attention_fwd_kernel(
                         far_high += tl.sum(weights, 1)
                     if phase == 0 and REL != "none":
                         sheared = rotate(
-                            weights.to(v.dtype), shift[:, None], 1, False, BLOCK_Q, BLOCK_K
-                        )
+                            weights.to(v_ptr.dtype.element_ty), shift[:, None], 1, False,
+                            BLOCK_Q, BLOCK_K,
+                        )  # fmt: skip
                         current_part = in_current(shift[:, None], False, BLOCK_K)
                         chunk = table_chunk(
                             rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
                         )  # fmt: skip
-                        part = tl.where(current_part, sheared, 0.0).to(v.dtype)
+                        part = tl.where(current_part, sheared, 0.0).to(v_ptr.dtype.element_ty)
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
                         chunk = table_chunk(
                             rel_v_ptr, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
                         )  # fmt: skip
-                        part = tl.where(current_part, 0.0, sheared).to(v.dtype)
+                        part = tl.where(current_part, 0.0, sheared).to(v_ptr.dtype.element_ty)
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
 
+    if LATE:
+        last = tl.maximum(start + (stop - start - 1) // BLOCK_K * BLOCK_K, start)
+        _, key, valid, _ = step_keys(last, stop, places, extent, GEOMETRY, BLOCK_K)
+        v = load_rows(v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV, True)
+        acc = add_values(acc, weights, rescale, v, PRECISION)
     if rel_v_ptr is not None and REL == "clip":
         acc += far_low[:, None] * edge_row(rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)[None, :]
         if HAS_HIGH:

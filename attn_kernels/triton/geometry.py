@@ -90,6 +90,14 @@ def floor_div(x, y):
 
 
 @triton.jit
+def block_start(first, shift, block):
+    """The block boundary at or before first + shift, int64; first is a scalar, shift >= 0."""
+    # one division of a scalar in 64 bits, the tile's in 32
+    start = floor_div(first, block) * block
+    return start + ((first - start).to(tl.int32) + shift) // block * block
+
+
+@triton.jit
 def key_spans(first, shift, k_len, extent, GEOMETRY: tl.constexpr):
     """The keys [start, stop) of the queries at first + shift, clipped to [0, k_len]. shift >= 0."""
     pos = first + shift
@@ -102,11 +110,9 @@ def key_spans(first, shift, k_len, extent, GEOMETRY: tl.constexpr):
         stop = pos + 1
     elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
         block, look_back, look_ahead = extent
-        # one division of a scalar in 64 bits, the tile's in 32
-        first_block = floor_div(first, block) * block
-        block_start = first_block + ((first - first_block).to(tl.int32) + shift) // block * block
-        start = block_start - look_back
-        stop = block_start + block + look_ahead
+        own_block = block_start(first, shift, block)
+        start = own_block - look_back
+        stop = own_block + block + look_ahead
         if GEOMETRY == "local_1d_causal":
             stop = pos + 1
     else:
@@ -116,42 +122,29 @@ def key_spans(first, shift, k_len, extent, GEOMETRY: tl.constexpr):
 
 
 @triton.jit
-def first_reaching(key, extent, GEOMETRY: tl.constexpr):
-    """The first position whose span ends behind `key`. Not for "full"."""
+def queries_of(first, shift, offset, q_len, extent, GEOMETRY: tl.constexpr):
+    """The queries [start, stop) that see the keys first + shift. shift >= 0."""
+    key = first.to(tl.int64) + shift
+    start = key * 0
+    stop = start + q_len
     if GEOMETRY == "local_1d":
-        block, _, look_ahead = extent
-        return floor_div(key - look_ahead, block) * block
-    else:
-        return key
-
-
-@triton.jit
-def first_passing(key, extent, GEOMETRY: tl.constexpr):
-    """The first position whose span starts behind `key`. Only where spans have a start."""
+        block, look_back, look_ahead = extent
+        start = block_start(first.to(tl.int64) - look_ahead, shift, block) - offset
+    elif GEOMETRY != "full":
+        start = key - offset
     if GEOMETRY == "window":
-        return key + extent[0]
-    else:
+        stop = key + extent[0] - offset
+    elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
         block, look_back, _ = extent
-        return (floor_div(key + look_back, block) + 1) * block
+        stop = block_start(first.to(tl.int64) + look_back, shift, block) + block - offset
+    return clamp(start, 0, q_len).to(tl.int32), clamp(stop, 0, q_len).to(tl.int32)
 
 
 @triton.jit
 def query_range(key_start, key_stop, offset, q_len, extent, GEOMETRY: tl.constexpr):
     """The queries [start, stop) that see some key of the tile, and those that see all of it."""
-    start = 0
-    full_start = 0
-    stop = q_len
-    full_stop = q_len
-    if GEOMETRY != "full":
-        start = first_reaching(key_start.to(tl.int64), extent, GEOMETRY) - offset
-        full_start = first_reaching(key_stop.to(tl.int64) - 1, extent, GEOMETRY) - offset
-        start = clamp(start, 0, q_len).to(tl.int32)
-        full_start = clamp(full_start, 0, q_len).to(tl.int32)
-        if GEOMETRY != "causal":
-            stop = first_passing(key_stop.to(tl.int64) - 1, extent, GEOMETRY) - offset
-            full_stop = first_passing(key_start.to(tl.int64), extent, GEOMETRY) - offset
-            stop = clamp(stop, 0, q_len).to(tl.int32)
-            full_stop = clamp(full_stop, 0, q_len).to(tl.int32)
+    start, full_stop = queries_of(key_start, 0, offset, q_len, extent, GEOMETRY)
+    full_start, stop = queries_of(key_stop - 1, 0, offset, q_len, extent, GEOMETRY)
     return start, stop, full_start, full_stop
 
 
@@ -452,14 +445,14 @@ def step_keys(
     """The keys numbered from `number` on.
 
     Returns the position of the first in one dimension, positions, which of them some row sees, and
-    what tells `sees` who: the numbers, or under a pattern a word per row.
+    what tells `sees` who: the first number, or under a pattern a word per row.
     """
     numbers = number + tl.arange(0, BLOCK_K)
     if GEOMETRY == "pattern":
         begin, seen, words = pattern_keys(number, places, BLOCK_K)
         return begin, begin + tl.arange(0, BLOCK_K), seen, words
     else:
-        return number, key_position(numbers, places, extent, GEOMETRY), numbers < stop, numbers
+        return number, key_position(numbers, places, extent, GEOMETRY), numbers < stop, number
 
 
 @triton.jit
@@ -468,7 +461,8 @@ def sees(who, low, high, GEOMETRY: tl.constexpr, BLOCK_K: tl.constexpr):
     if GEOMETRY == "pattern":
         return bit(who[:, None], tl.arange(0, BLOCK_K)[None, :])
     else:
-        seen = who[None, :] < high[:, None]
+        column = tl.arange(0, BLOCK_K)[None, :]
+        seen = column < (high - who)[:, None]
         if has_low(GEOMETRY):
-            seen = seen & (who[None, :] >= low[:, None])
+            seen = seen & (column >= (low - who)[:, None])
         return seen

@@ -10,18 +10,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import load_lse
+from .backward import load_sums, padded
 from .forward import NO_SPECIALIZATION, entry_sizes
 from .geometry import (
     PATTERN_TILE,
     bit,
     box_position,
     canvas_visible,
+    has_low,
     key_cell,
-    key_spans,
     pattern_entry,
     pattern_line,
     pattern_words,
+    queries_of,
     query_range,
 )
 from .score import band_term, load_rows, store_rows, table_chunk
@@ -54,11 +55,11 @@ def spans_cut(phase, geometry, rel):
     """Whether queries of the phase may see a part of the keys.
 
     Queries that do not exist have weight 0, and gradients of keys that do not exist are dropped:
-    with a table neither is masked.
+    neither is masked here.
     """
-    if rel == "none":
-        return query_phase_masked(phase, geometry, rel)
-    return geometry != "full" and (geometry != "causal" or phase != 1)
+    if geometry in ("full", "causal"):
+        return geometry == "causal" and phase == 0
+    return rel != "none" or query_phase_masked(phase, geometry, rel)
 
 
 @triton.jit
@@ -67,14 +68,15 @@ def query_phases(
     GEOMETRY: tl.constexpr, CAUSAL: tl.constexpr, REL: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Cuts the queries [start, stop) in whole steps of BLOCK_Q where the loop's body changes.
+    """Cuts the queries [start, stop) in whole steps of BLOCK_Q where the loop's body changes; the
+    last step may end beyond stop, and phases behind it are empty.
 
     Without a table: 0 masked | 2 all pairs visible | 4 masked. With one, phases differ in its
     reach: 0 within | 1 far below | 3 far above; the band first, see forward.py.
     """
     if REL == "none":
-        steps = (tl.maximum(full_start - start, 0) + BLOCK_Q - 1) // BLOCK_Q
-        begin = tl.minimum(start + steps * BLOCK_Q, stop)
+        steps = (tl.maximum(tl.minimum(full_start, stop) - start, 0) + BLOCK_Q - 1) // BLOCK_Q
+        begin = start + steps * BLOCK_Q
         full = tl.maximum(tl.minimum(full_stop, stop) - begin, 0) // BLOCK_Q * BLOCK_Q
         return start, begin, begin, begin + full, begin + full, stop
     elif GEOMETRY == "pattern":
@@ -89,7 +91,7 @@ def query_phases(
             high_end = start + far // BLOCK_Q * BLOCK_Q
         low_start = key_start + centre + BLOCK_K - offset
         near = tl.minimum(tl.maximum(low_start - start, 0), stop - start).to(tl.int32)
-        low_begin = tl.minimum(start + (near + BLOCK_Q - 1) // BLOCK_Q * BLOCK_Q, stop)
+        low_begin = start + (near + BLOCK_Q - 1) // BLOCK_Q * BLOCK_Q
         return high_end, tl.maximum(low_begin, high_end), stop, start, high_end, high_end
 
 
@@ -128,6 +130,7 @@ def grad_kv_kernel(
 
     DENSE: on a canvas, all of a cell's queries see all of its keys.
     """
+    SCATTERED: tl.constexpr = is_canvas(GEOMETRY) or GEOMETRY == "pattern"
     tile = tl.program_id(0) % n_tiles
     k_home = (tl.program_id(0) // n_tiles).to(tl.int64)
     k_heads = heads // group
@@ -159,6 +162,10 @@ def grad_kv_kernel(
             start, stop, full_start, full_stop = query_range(
                 key_start, key_stop, offset, q_len, extent, GEOMETRY
             )
+            start = start // 16 * 16  # then lse and delta are loaded as vectors
+            seen_from, seen_to = queries_of(
+                key_start, tl.arange(0, BLOCK_K), offset, q_len, extent, GEOMETRY
+            )
         stop = tl.where(key_start < k_end, stop, start)
     exists = in_tile & (key < k_end)
     k_ptr += batch * stride_kb + k_head * stride_kh
@@ -180,6 +187,7 @@ def grad_kv_kernel(
     for member in range(group):
         head = k_head * group + member
         home = (batch * heads + head) * q_len
+        sums = (batch * heads + head) * padded(q_len)
         q_head = q_ptr + batch * stride_qb + head * stride_qh
         grad_out_head = grad_out_ptr + batch * stride_gb + head * stride_gh
         if REL != "none":
@@ -213,8 +221,11 @@ def grad_kv_kernel(
                         grad_out_head, stride_gs, index, valid, V_DIM, BLOCK_DV,
                         query_phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
-                    lse = load_lse(lse_ptr + home, index, valid)
-                    delta = tl.load(delta_ptr + home + index, mask=valid, other=0.0)
+                    lse, delta = load_sums(
+                        lse_ptr, delta_ptr, sums, index, valid,
+                        is_canvas(GEOMETRY)
+                        or (SCATTERED and query_phase_masked(phase, GEOMETRY, REL)),
+                    )  # fmt: skip
                     logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
                     grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                     if not FOLDED:
@@ -266,23 +277,19 @@ def grad_kv_kernel(
                     weights = tl.exp2(logits * factor - lse[None, :])
                     grad_logits = weights * (grad_weights - delta[None, :])
                     if spans_cut(phase, GEOMETRY, REL):
-                        if REL != "none" and GEOMETRY == "causal":
-                            ahead = (key_start - first).to(tl.int32) + tl.arange(0, BLOCK_K)
-                            seen = ahead[:, None] <= shift[None, :]
-                        else:
+                        if SCATTERED:
                             seen = valid[None, :] & exists[:, None]
-                            if is_canvas(GEOMETRY):
-                                if not DENSE:
-                                    seen = seen & canvas_visible(
-                                        index[None, :], key[:, None], extent, GEOMETRY
-                                    )
-                            elif GEOMETRY == "pattern":
+                            if GEOMETRY == "pattern":
                                 word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
                                 seen = seen & bit(word[:, None], (shift + lane)[None, :])
-                            else:
-                                low, high = key_spans(first, shift, k_end, extent, GEOMETRY)
-                                seen = seen & (key[:, None] >= low[None, :])
-                                seen = seen & (key[:, None] < high[None, :])
+                            elif not DENSE:
+                                seen = seen & canvas_visible(
+                                    index[None, :], key[:, None], extent, GEOMETRY
+                                )
+                        else:
+                            seen = shift[None, :] >= (seen_from - number)[:, None]
+                            if has_low(GEOMETRY):
+                                seen = seen & (shift[None, :] < (seen_to - number)[:, None])
                         weights = tl.where(seen, weights, 0.0)
                         grad_logits = tl.where(seen, grad_logits, 0.0)
                     grad_v = tl.dot(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..core.ops import empty_in_layout
 from . import geometry as rules
@@ -22,6 +23,11 @@ FEW_QUERIES = 64  # rows of a key head up to which keys are split
 def contiguous_last(x: Tensor | None) -> Tensor | None:
     """x itself unless its last dimension has gaps: every other stride is free."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
+    """Of [batch, heads, seq, dim] in tiles of rows of one head."""
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
 
 
 def run(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -118,6 +124,17 @@ class Call:
             "BLOCK_DV": max(16, triton.next_power_of_2(v_dim)),
         }  # fmt: skip
 
+    @property
+    def describable(self) -> bool:
+        """Whether a tensor descriptor can tell where K and V lie, and tiles of keys are rows."""
+        one_dimension = not self.is_canvas and self.geometry != "pattern" and self.rel_k is None
+        return one_dimension and all(
+            x.shape[3] >= 16 and x.shape[3] == triton.next_power_of_2(x.shape[3])
+            and x.data_ptr() % 16 == 0
+            and all(step > 0 and step * x.element_size() % 16 == 0 for step in x.stride()[:3])
+            for x in (self.k, self.v)
+        )  # fmt: skip
+
     def kind(self, direction: str) -> Kind:
         """What decides the configuration."""
         if self.is_canvas:
@@ -131,6 +148,7 @@ class Call:
             direction, arch_of(self.q.device), dim, self.q.element_size(),
             self.rel_k is not None, self.rel_v is not None,
             min(128, triton.next_power_of_2(rows)), self.group > 1, self.geometry == "pattern",
+            self.describable, rules.has_low(self.geometry),
         )  # fmt: skip
 
     def tuning_key(self) -> str:
@@ -184,16 +202,20 @@ def launch_forward(
         part = q.new_empty(splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
         part_lse = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
     part_strides = part.stride()[-4:-1] if splits > 1 else out.stride()[:3]
+    rows = (None, None)
+    if config.late and config.described and call.describable:
+        rows = (descriptor(k, config.block_k), descriptor(v, config.block_k))
     run(
         attention_fwd_kernel, (programs, splits),
         q, k, v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths, call.query_offsets,
-        call.pattern, part, part_lse,
+        call.pattern, *rows, part, part_lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides(call.q_rel, 3), *part_strides,
         *strides(call.rel_k, 2), *strides(call.rel_v, 2),
         part.stride(0) if splits > 1 else 0, part_lse.stride(0) if splits > 1 else 0,
         heads, call.group, q_len, k.shape[2], call.query_offset, call.extent, n_tiles,
         call.n_rows, call.scale, call.rel_scale,
         **call.what(), PACKED=packed, SPLIT=splits > 1,
+        LATE=config.late and not call.is_canvas,  # where finding keys again costs more
         BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

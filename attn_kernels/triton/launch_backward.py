@@ -11,22 +11,27 @@ from torch import Tensor
 from ..core.ops import empty_in_layout
 from . import geometry as rules
 from . import launch
-from .backward import grad_q_kernel, margin, prepare_kernel
+from .backward import STEP, grad_q_kernel, margin, prepare_kernel
 from .configs import Config, choose
 from .grad_kv import grad_kv_kernel
 from .grad_table import grad_table_kernel
 from .launch import Call, contiguous_last, strides
 
-PREPARE_ROWS = 64
+PREPARE_ROWS = 32
 # Scores by table row wait here between two kernels, for as many tiles of queries as fit.
 SHEARED_BYTES = 256 << 20
+
+
+def padded_rows(q_len: int) -> int:
+    """`padded` of backward.py."""
+    return (q_len + STEP.value) // 16 * 16 + 16
 
 
 class Backward:
     """One backward call: its buffers, and a method per kernel. They run in this order.
 
-    Buffers are float32 [batch, heads, q_len]: delta, and for a clipped table 4 edges and 4 far
-    sums.
+    Buffers are float32 [batch, heads, q_len]: lse in powers of two and delta, which are padded, and
+    for a clipped table 4 edges and 4 far sums.
     """
 
     def __init__(
@@ -40,7 +45,8 @@ class Backward:
         self.grad_q_rel = None
         if call.q_rel is not None:
             self.grad_q_rel = empty_in_layout(call.q_rel, q.shape[3])
-        self.delta = torch.empty_like(self.lse)
+        rows = *lse.shape[:2], padded_rows(lse.shape[2])
+        self.lse_2, self.delta = (lse.new_empty(rows) for _ in range(2))
         self.edges = self.far = None
         if call.rel == "clip":
             self.edges = lse.new_empty(4, *lse.shape)
@@ -60,8 +66,8 @@ class Backward:
     def inputs(self) -> tuple[Tensor | None, ...]:
         call = self.call
         return (
-            call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel,
-            call.key_lengths, call.query_offsets, call.pattern, self.grad_out, self.lse, self.delta,
+            call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths,
+            call.query_offsets, call.pattern, self.grad_out, self.lse_2, self.delta,
         )  # fmt: skip
 
     @property
@@ -82,11 +88,11 @@ class Backward:
         call, what = self.call, self.call.what()
         q = call.q if call.q_rel is None else call.q_rel
         batch, heads, q_len, _ = q.shape
-        n_tiles = triton.cdiv(q_len, PREPARE_ROWS)
+        n_tiles = triton.cdiv(padded_rows(q_len), PREPARE_ROWS)
         launch.run(
             prepare_kernel, (n_tiles * batch * heads,),
-            q, self.out, self.grad_out, self.grad_lse, call.rel_k, call.rel_v,
-            self.delta, self.edges,
+            q, self.out, self.lse, self.grad_out, self.grad_lse, call.rel_k, call.rel_v,
+            self.lse_2, self.delta, self.edges,
             *q.stride()[:3], *self.out.stride()[:3], *self.grad_out.stride()[:3],
             *self.table_strides, heads, q_len, n_tiles, call.n_rows,
             BLOCK_Q=PREPARE_ROWS, num_warps=4,

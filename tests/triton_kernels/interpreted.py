@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from common import (
     with_gaps,
 )
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
 from attn_kernels.core.geometry import Geometry
@@ -74,6 +75,8 @@ class Case:
     key_lengths: tuple[int, ...] | None = None
     query_offset: int | tuple[int, ...] | None = None
     scale: float | None = None
+    late: bool = False
+    described: bool = False
 
     def __str__(self) -> str:
         parts = [self.geometry, self.table, f"{self.q_len}-{self.k_len}", self.key_lengths]
@@ -113,6 +116,8 @@ PLAIN = [
     Case(Local2d((12, 5), (3, 2), (4, 1), True), 60),
     Case(Local2d((3, 20), (3, 10), (3, 5)), 60, key_lengths=(25, 0)),
 ]  # fmt: skip
+LATE = [replace(case, late=True) for case in PLAIN if not isinstance(case.geometry, Local2d)]
+DESCRIBED = [replace(case, dim=16, value_dim=32, described=True) for case in LATE]
 RELATIVE = [
     # a table that ends before the farthest key, at it, behind it
     Case(Causal(), 50, table=Table(9), k_heads=2),
@@ -179,10 +184,11 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """The case's tile sizes for every kernel, so that small shapes have many tiles."""
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     block = case.block if isinstance(case, Case) else (16, 16)
+    how = (case.late, case.described) if isinstance(case, Case) else ()
 
     def candidates(kind: configs.Kind) -> list[configs.Config]:
         most = configs.band_chunks(kind) * block[1] if kind.relative else block[0]
-        return [configs.Config(min(block[0], most), block[1], 4, 1)]
+        return [configs.Config(min(block[0], most), block[1], 4, 1, *how)]
 
     monkeypatch.setattr(configs, "candidates", candidates)
 
@@ -192,6 +198,41 @@ def test_values_and_gradients(case: Case) -> None:
     """out, lse and every gradient, lse's included, are as accurate as eager float32."""
     options = {} if case.scale is None else {"scale": case.scale}
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON, **options)
+
+
+@pytest.mark.parametrize("case", LATE + DESCRIBED, ids=str)
+def test_late_values(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values added one step late: every phase may be empty, one step long, or more. Keys that
+    nobody sees may hold anything, also where descriptors read them."""
+    launched = []
+    real = launch.run
+
+    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        launched.append((kernel, args))
+        real(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(launch, "run", record)
+    options = {} if case.scale is None else {"scale": case.scale}
+    call = variant(case.geometry)
+    check_against_reference(call, case.inputs(), TRITON, gradients=False, **options)
+    descriptors = [x for x in launched[0][1] if isinstance(x, TensorDescriptor)]
+    assert len(descriptors) == (2 if case.described else 0)
+
+
+@pytest.mark.parametrize("case", [DESCRIBED[1], DESCRIBED[4], DESCRIBED[10]], ids=str)
+def test_described_keys_may_hold_anything(case: Case) -> None:
+    """Descriptors read whole tiles: NaN in what nobody sees reaches no output."""
+    case = replace(case, key_lengths=case.key_lengths or (15, 16))
+    inputs = case.inputs()
+    spoilt = inputs.map(torch.clone)
+    for entry, length in enumerate(case.key_lengths):
+        spoilt.k[entry, :, length:] = math.nan
+        spoilt.v[entry, :, length:] = math.inf
+    call = variant(case.geometry)
+    expected = run(call, inputs, backend="triton", return_lse=True, gradients=False)
+    actual = run(call, spoilt, backend="triton", return_lse=True, gradients=False)
+    for name, x in expected.items():
+        assert torch.equal(x, actual[name]), name
 
 
 @pytest.mark.parametrize("tiles", [2])  # of a head's 3
@@ -433,9 +474,7 @@ def test_tuning_is_cached_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     kind = configs.Kind("forward", 90, 64, 2, False, False, 128)
     for _ in range(2):
         assert configs.choose(kind, "here", lambda config: None) == rows[1]
-    assert configs.read_cache(tmp_path / "triton.json") == {
-        f"{kind} here": {"block_q": 32, "block_k": 32, "num_warps": 4, "num_stages": 1}
-    }
+    assert configs.read_cache(tmp_path / "triton.json") == {f"{kind} here": asdict(rows[1])}
     configs.tuned.cache_clear()
     (tmp_path / "triton.json").write_text("not json")
     assert configs.read_cache(tmp_path / "triton.json") == {}
