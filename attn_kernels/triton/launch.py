@@ -129,7 +129,7 @@ class Call:
         """Whether a tensor descriptor can tell where K and V lie, and tiles of keys are rows."""
         one_dimension = not self.is_canvas and self.geometry != "pattern" and self.rel_k is None
         return one_dimension and all(
-            x.shape[3] >= 16 and x.shape[3] == triton.next_power_of_2(x.shape[3])
+            x.numel() > 0 and x.shape[3] >= 16 and x.shape[3] == triton.next_power_of_2(x.shape[3])
             and x.data_ptr() % 16 == 0
             and all(step > 0 and step * x.element_size() % 16 == 0 for step in x.stride()[:3])
             for x in (self.k, self.v)

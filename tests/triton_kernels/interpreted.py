@@ -235,6 +235,16 @@ def test_described_keys_may_hold_anything(case: Case) -> None:
         assert torch.equal(x, actual[name]), name
 
 
+@pytest.mark.parametrize("case", [PLAIN[0], LATE[0], DESCRIBED[0]], ids=str)
+def test_no_keys(case: Case) -> None:
+    """A descriptor of nothing does not exist."""
+    inputs = case.inputs()
+    inputs = replace(inputs, k=inputs.k[:, :, :0], v=inputs.v[:, :, :0])
+    results = run(variant(case.geometry), inputs, backend="triton", return_lse=True)
+    assert (results.pop("lse") == -math.inf).all()
+    assert all((x == 0).all() for x in results.values())
+
+
 @pytest.mark.parametrize("tiles", [2])  # of a head's 3
 def test_sheared_scores_in_lots(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables' gradients are summed over lots of query tiles; a lot may end inside a head."""
