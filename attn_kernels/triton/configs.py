@@ -61,6 +61,7 @@ class Kind:
     pattern: bool = False  # a tile lies in one of the pattern's 64 x 64
     describable: bool = False  # a tensor descriptor can tell where K and V lie
     two_sided: bool = False  # spans of keys have a start as well as an end
+    canvas: bool = False  # keys lie in boxes
 
 
 def arch_of(device: torch.device) -> int:
@@ -199,6 +200,8 @@ def grad_q_rows(kind: Kind) -> list[Config]:
         return [Config(32, 64, 4, 2), *rows] if wide else rows
     if kind.dim <= 128:
         rows = [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        if 0 < kind.arch < 90 and (kind.canvas or (kind.two_sided and kind.dim > 64)):
+            return rows[::-1]
         return rows[1:] + rows[:1] if kind.arch >= 100 and kind.dim > 64 else rows
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
 

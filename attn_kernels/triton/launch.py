@@ -148,7 +148,7 @@ class Call:
             direction, arch_of(self.q.device), dim, self.q.element_size(),
             self.rel_k is not None, self.rel_v is not None,
             min(128, triton.next_power_of_2(rows)), self.group > 1, self.geometry == "pattern",
-            self.describable, rules.has_low(self.geometry),
+            self.describable, rules.has_low(self.geometry), self.is_canvas,
         )  # fmt: skip
 
     def tuning_key(self) -> str:
