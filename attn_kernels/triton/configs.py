@@ -115,6 +115,8 @@ def candidates(kind: Kind) -> list[Config]:
     rows = DEFAULTS[kind.direction](kind)
     if kind.pattern:
         rows = [*pattern_rows(kind), *rows]
+    if kind.element_size == 4 and kind.arch > 0:
+        rows = [*exact_rows(kind), *rows]
     fitting = [row for row in dict.fromkeys(cut(kind, row) for row in rows) if fits(kind, row)]
     return fitting or [smallest(kind)]
 
@@ -143,15 +145,15 @@ def smallest(kind: Kind) -> Config:
 
 
 def exact_rows(kind: Kind) -> list[Config]:
-    """float32 on sm_100: ptxas has no registers for more, with operands held for FMA."""
-    rows = [Config(16, 16, 8, 2), Config(16, 16, 8, 1)]
-    narrow = kind.relative or kind.dim > 64
-    return rows if narrow else [Config(32, 32, 8, 2), *rows]
+    """float32 on NVIDIA: ptxas has no registers for more, with operands held for FMA."""
+    old = kind.arch < 90
+    narrow = kind.relative or kind.dim > 64 or (old and kind.canvas)
+    stages = 1 if old and kind.direction == "grad_kv" else 2
+    rows = [Config(16, 16, 8, stages), Config(16, 16, 8, 1)]
+    return rows if narrow else [Config(32, 32, 8, stages), *rows]
 
 
 def forward_rows(kind: Kind) -> list[Config]:
-    if kind.element_size == 4 and kind.arch >= 100:
-        return exact_rows(kind)
     if kind.element_size == 4:
         block = 64 if kind.dim <= 64 and not kind.relative else 32
         return [Config(block, block, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -187,8 +189,6 @@ def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
-    if kind.element_size == 4 and kind.arch >= 100:
-        return exact_rows(kind)
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
@@ -207,8 +207,6 @@ def grad_q_rows(kind: Kind) -> list[Config]:
 
 
 def grad_kv_rows(kind: Kind) -> list[Config]:
-    if kind.element_size == 4 and kind.arch >= 100:
-        return exact_rows(kind)
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
