@@ -223,7 +223,8 @@ def attention_fwd_kernel(
                 if LATE:
                     before = tl.maximum(number - BLOCK_K, start)
                     _, key, valid, _ = step_keys(before, stop, places, extent, GEOMETRY, BLOCK_K)
-                    before = tl.where(number > start, before, k_len)  # nothing's weights are zeros
+                    # the first step has none before it: a descriptor gives zeros behind the keys
+                    before = tl.where(number > start, before, k_len)
                     v = load_keys(
                         v_rows, batch, k_head, before, v_ptr, stride_vs, key, valid, V_DIM,
                         BLOCK_DV, BLOCK_K, phase_masked(phase, GEOMETRY, REL),
