@@ -12,7 +12,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -193,6 +193,28 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(configs, "candidates", candidates)
 
 
+class Launched(NamedTuple):
+    """One launch of a kernel."""
+
+    name: str
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launched]:
+    """What the test launches, in order."""
+    seen, real = [], launch.run
+
+    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        seen.append(Launched(kernel.fn.__name__, grid, args, options))
+        real(kernel, grid, *args, **options)
+
+    monkeypatch.setattr(launch, "run", record)
+    return seen
+
+
 @pytest.mark.parametrize("case", PLAIN + RELATIVE + PATTERNS + RELATIVE_PATTERNS, ids=str)
 def test_values_and_gradients(case: Case) -> None:
     """out, lse and every gradient, lse's included, are as accurate as eager float32."""
@@ -201,38 +223,14 @@ def test_values_and_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LATE + DESCRIBED, ids=str)
-def test_late_values(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values added one step late: every phase may be empty, one step long, or more. Keys that
-    nobody sees may hold anything, also where descriptors read them."""
-    launched = []
-    real = launch.run
-
-    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        launched.append((kernel, args))
-        real(kernel, grid, *args, **options)
-
-    monkeypatch.setattr(launch, "run", record)
+def test_late_values(case: Case, launched: list[Launched]) -> None:
+    """Values added one step late: every phase may be empty, one step long, or more."""
     options = {} if case.scale is None else {"scale": case.scale}
     call = variant(case.geometry)
     check_against_reference(call, case.inputs(), TRITON, gradients=False, **options)
-    descriptors = [x for x in launched[0][1] if isinstance(x, TensorDescriptor)]
+    assert launched[0].options["LATE"]
+    descriptors = [x for x in launched[0].args if isinstance(x, TensorDescriptor)]
     assert len(descriptors) == (2 if case.described else 0)
-
-
-@pytest.mark.parametrize("case", [DESCRIBED[1], DESCRIBED[4], DESCRIBED[10]], ids=str)
-def test_described_keys_may_hold_anything(case: Case) -> None:
-    """Descriptors read whole tiles: NaN in what nobody sees reaches no output."""
-    case = replace(case, key_lengths=case.key_lengths or (15, 16))
-    inputs = case.inputs()
-    spoilt = inputs.map(torch.clone)
-    for entry, length in enumerate(case.key_lengths):
-        spoilt.k[entry, :, length:] = math.nan
-        spoilt.v[entry, :, length:] = math.inf
-    call = variant(case.geometry)
-    expected = run(call, inputs, backend="triton", return_lse=True, gradients=False)
-    actual = run(call, spoilt, backend="triton", return_lse=True, gradients=False)
-    for name, x in expected.items():
-        assert torch.equal(x, actual[name]), name
 
 
 @pytest.mark.parametrize("case", [PLAIN[0], LATE[0], DESCRIBED[0]], ids=str)
@@ -246,20 +244,15 @@ def test_no_keys(case: Case) -> None:
 
 
 @pytest.mark.parametrize("tiles", [2])  # of a head's 3
-def test_sheared_scores_in_lots(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sheared_scores_in_lots(
+    tiles: int, monkeypatch: pytest.MonkeyPatch, launched: list[Launched]
+) -> None:
     """Tables' gradients are summed over lots of query tiles; a lot may end inside a head."""
     case = RELATIVE[3]
     tile_bytes = 2 * 4 * 16 * (80 + 2 * 32)  # two tables of 70 rows, float32
     monkeypatch.setattr(launch_backward, "SHEARED_BYTES", tiles * tile_bytes)
-    counts = []
-    real = launch.run
-
-    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        counts.extend(grid if kernel.fn.__name__ == "grad_q_kernel" else [])
-        real(kernel, grid, *args, **options)
-
-    monkeypatch.setattr(launch, "run", record)
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON)
+    counts = [x.grid[0] for x in launched if x.name == "grad_q_kernel"]
     assert max(counts) == tiles < sum(counts)
 
 
@@ -280,17 +273,11 @@ def test_strided_inputs(case: Case, layout: Any) -> None:
 
 @pytest.mark.parametrize("table", [None, Table(9, rel_v="shared")], ids=["plain", "relative"])
 @pytest.mark.parametrize("splits", [2, 3, 7])
-def test_split_keys(table: Table | None, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_keys(
+    table: Table | None, splits: int, monkeypatch: pytest.MonkeyPatch, launched: list[Launched]
+) -> None:
     """Few queries: heads of a group share a tile, keys are cut in parts, empty ones included."""
-    launched = []
-    real = launch.run
-
-    def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-        launched.append((kernel, grid, options))
-        real(kernel, grid, *args, **options)
-
     monkeypatch.setattr(launch, "split_count", lambda *args: splits)
-    monkeypatch.setattr(launch, "run", record)
     case = Case(Causal(70), 3, 90, table, key_lengths=(90, 30))
     inputs = replace(
         case.inputs(),
@@ -299,10 +286,10 @@ def test_split_keys(table: Table | None, splits: int, monkeypatch: pytest.Monkey
             ("grad_lse", case.inputs().grad_lse))},
     )  # fmt: skip
     check_against_reference(variant(case.geometry, table), inputs, TRITON, gradients=False)
-    (_, grid, options), (merge, _, _) = launched
-    assert grid[1] == splits
-    assert options["PACKED"]
-    assert merge.fn.__name__ == "merge_splits_kernel"
+    forward, merge = launched
+    assert forward.grid[1] == splits
+    assert forward.options["PACKED"]
+    assert merge.name == "merge_splits_kernel"
 
 
 @pytest.mark.parametrize("splits", [2, 5])
@@ -332,9 +319,13 @@ def test_unseen_keys_of_a_pattern(table: Table | None) -> None:
         assert torch.equal(x, actual[name]), name
 
 
-@pytest.mark.parametrize("case", [PLAIN[4], PLAIN[18], SMALL], ids=str)
+UNSEEN = [PLAIN[4], PLAIN[18], SMALL, DESCRIBED[1], DESCRIBED[4], DESCRIBED[10]]
+
+
+@pytest.mark.parametrize("case", UNSEEN, ids=str)
 def test_unseen_keys_may_hold_anything(case: Case) -> None:
-    """NaN in keys and values that nobody sees reaches neither outputs nor gradients."""
+    """NaN in keys and values that nobody sees reaches neither outputs nor gradients, also where
+    descriptors read whole tiles."""
     case = replace(case, key_lengths=case.key_lengths or (20, 15))
     inputs = case.inputs()
     spoilt = inputs.map(torch.clone)
