@@ -24,7 +24,7 @@ import triton
 
 from attn_kernels import Causal, Full, Local2d, Pattern
 from attn_kernels.core.backends import Backend
-from attn_kernels.triton import configs, launch
+from attn_kernels.triton import configs, prepared
 from benchmarks import gpu, gpu_calls, gpu_tune, results
 from benchmarks.gpu_calls import GROUPS, OURS, Work
 from benchmarks.worker import JobError
@@ -79,6 +79,7 @@ def once(step: Any, **options: Any) -> float:
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that says it is a GPU, and stand-ins for its clock and memory."""
+    prepared.known.cache_clear()
     properties = SimpleNamespace(name="Some GPU", multi_processor_count=2, total_memory=1)
     for name, value in {
         "synchronize": None, "empty_cache": None, "memory_allocated": 1,
@@ -154,14 +155,14 @@ def test_wrong_values_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_failing_kernel_does_not_stop_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = launch.run
+    real = prepared.run
 
     def refuse(kernel: Any, *args: Any, **options: Any) -> None:
         if options["GEOMETRY"] == "local_2d":
             raise RuntimeError("no such kernel")
         real(kernel, *args, **options)
 
-    monkeypatch.setattr(launch, "run", refuse)
+    monkeypatch.setattr(prepared, "run", refuse)
     code, data = run(tmp_path, "--only", "local_2d")
     assert code == 1
     first, second = (row["providers"] for row in data["results"])
