@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -39,8 +38,7 @@ def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
                  for i, size in enumerate(x.shape[:n]))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The arguments of one operator call, checked by core/validate.py, as the kernels take them."""
 
     q: Tensor

@@ -98,6 +98,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (gpu, gpu_tune):
         monkeypatch.setattr(module, "run_all", run_all)
     monkeypatch.setattr(gpu, "Worker", Inline)
+    monkeypatch.setattr(gpu, "captured", lambda step: step)
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     monkeypatch.setattr(gpu, "works", lambda groups: [x for x in TINY if x.group in groups])
     monkeypatch.setattr(configs, "candidates", lambda kind: [configs.Config(16, 16, 4, 1)])
@@ -127,6 +128,7 @@ def test_everything_is_checked_and_timed(tmp_path: Path) -> None:
             assert found["skipped"] == "", (work, name)
             assert (found["milliseconds"], found["rounds"]) == (2.0, [2.0])
             assert found["peak_bytes"] == 7
+            assert found["host_microseconds"] > 0
             assert found["tflops"] > 0
     assert data["results"][-1]["providers"][OURS]["gigabytes_per_second"] > 0
     (path,) = tmp_path.iterdir()
