@@ -54,11 +54,17 @@ class Backward:
         given = (self.grad_out, self.out, self.grad_lse, self.lse)
         self.known = call.known.setdefault(tuple(map(form, given)), {})
 
-    def launch(self, key: object, prepare: Callable[[], Launch]) -> Launch:
-        """What an equal call has prepared, or prepares."""
+    def launch(self, prepare: Callable[..., Launch], *settings: object) -> Launch:
+        """What an equal call has prepared with these settings, or prepare(*settings)."""
+        key = prepare.__name__, *settings
         if key not in self.known:
-            self.known[key] = prepare()
+            self.known[key] = prepare(*settings)
         return self.known[key]
+
+    @property
+    def rel_query(self) -> Tensor:
+        """What is multiplied with rel_k."""
+        return self.call.q if self.call.q_rel is None else self.call.q_rel
 
     @property
     def sizes(self) -> tuple[object, ...]:
@@ -93,14 +99,13 @@ class Backward:
 
     def prepare(self, config: Config | None = None) -> None:
         call = self.call
-        q = call.q if call.q_rel is None else call.q_rel
-        self.launch("prepare", lambda: self.prepare_launch(q))(
-            q, self.out, self.lse, self.grad_out, self.grad_lse, call.rel_k, call.rel_v,
-            self.lse_2, self.delta, self.edges,
+        self.launch(self.prepare_launch)(
+            self.rel_query, self.out, self.lse, self.grad_out, self.grad_lse, call.rel_k,
+            call.rel_v, self.lse_2, self.delta, self.edges,
         )  # fmt: skip
 
-    def prepare_launch(self, q: Tensor) -> Launch:
-        call, what = self.call, self.call.what()
+    def prepare_launch(self) -> Launch:
+        call, what, q = self.call, self.call.what(), self.rel_query
         batch, heads, q_len, _ = q.shape
         n_tiles = rules.cdiv(padded_rows(q_len), PREPARE_ROWS)
         return Launch(
@@ -134,19 +139,19 @@ class Backward:
             ]
         for first in range(0, programs, lot):
             count = min(lot, programs - first)
-            self.launch(
-                ("grad_q", config, first, count),
-                lambda: self.grad_q_launch(config, first, count, n_tiles, width),  # noqa: B023
-            )(*self.inputs, self.grad_q, self.grad_q_rel, self.far, *sheared, reach)
-            for i, (_, x, scale) in enumerate(tables):
-                self.launch(
-                    ("grad_table", i, config, first, count),
-                    lambda: self.grad_table_launch(x, scale, config, first, count, n_tiles, width),  # noqa: B023
-                )(x, sheared[i], reach, self.table_grads[i])
+            cut = config, first, count, n_tiles, width
+            self.launch(self.grad_q_launch, *cut)(
+                *self.inputs, self.grad_q, self.grad_q_rel, self.far, *sheared, reach
+            )
+            for i, (_, x, _) in enumerate(tables):
+                self.launch(self.grad_table_launch, i, *cut)(
+                    x, sheared[i], reach, self.table_grads[i]
+                )
 
     def grad_q_launch(
         self, config: Config, first: int, count: int, n_tiles: int, width: int
     ) -> Launch:
+        """Tiles from `first` on, of n_tiles in every head; sheared scores have rows of `width`."""
         call = self.call
         return Launch(
             grad_q_kernel, (count,),
@@ -158,10 +163,10 @@ class Backward:
         )  # fmt: skip
 
     def grad_table_launch(
-        self, x: Tensor, scale: float, config: Config, first: int, count: int, n_tiles: int,
-        width: int,
-    ) -> Launch:  # fmt: skip
-        """What one lot of tiles adds to a table's gradient, a sum of products with x."""
+        self, i: int, config: Config, first: int, count: int, n_tiles: int, width: int
+    ) -> Launch:
+        """What these tiles add to the gradient of table i."""
+        _, x, scale = self.tables[i]
         rows = 64 if x.element_size() == 2 else 32
         heads_here = (first + count - 1) // n_tiles - first // n_tiles + 1
         return Launch(
@@ -177,14 +182,11 @@ class Backward:
     def tables(self) -> list[tuple[Tensor, Tensor, float]]:
         """Every table, what its gradient is a sum of, and by what that is scaled."""
         call = self.call
-        q_rel = call.q if call.q_rel is None else call.q_rel
-        tables = [(call.rel_k, q_rel, call.rel_scale), (call.rel_v, self.grad_out, 1.0)]
+        tables = [(call.rel_k, self.rel_query, call.rel_scale), (call.rel_v, self.grad_out, 1.0)]
         return [row for row in tables if row[0] is not None]
 
     def run_grad_kv(self, config: Config) -> None:
-        self.launch(("grad_kv", config), lambda: self.grad_kv_launch(config))(
-            *self.inputs, self.edges, self.grad_k, self.grad_v
-        )
+        self.launch(self.grad_kv_launch, config)(*self.inputs, self.edges, self.grad_k, self.grad_v)
 
     def grad_kv_launch(self, config: Config) -> Launch:
         call = self.call
