@@ -82,7 +82,7 @@ static int take(void** memory, atomic_size_t* next, size_t bytes) {
 static int give_back(void* memory) {
   if (!memory) return 0;
   size_t* at = (size_t*)((char*)memory - kPage);
-  used -= *at;
+  if (is_device((size_t)at)) used -= *at;
   return munmap(at, *at);
 }
 
