@@ -6,11 +6,10 @@ build/fake_gpu/python -m pytest -p tests.fake_gpu.values ...      or imported be
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "triton_kernels")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "triton_kernels"))
 
 import interpreter
 
 interpreter.install()
 
-import torch_on_cpu  # noqa: F401
+from . import torch_on_cpu  # noqa: F401
