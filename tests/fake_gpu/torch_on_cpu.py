@@ -47,7 +47,10 @@ def generator_on_cpu(x: torch.Generator) -> torch.Generator:
 
 def computed_on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
     """The operator for CUDA tensors."""
-    takes_tensors = [str(x.type) == "Tensor" for x in operator._schema.arguments]
+    takes_numbers = torch._C._should_allow_numbers_as_tensors(operator._opname)
+    only_tensors = [
+        str(x.type) == "Tensor" and not takes_numbers for x in operator._schema.arguments
+    ]
 
     def kernel(*values: Any, **options: Any) -> Any:
         arguments: list[tuple[Tensor, Tensor]] = []  # on the CPU, on the device
@@ -71,9 +74,13 @@ def computed_on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
             return on_cuda(x)
 
         values, options = tree_map(to_cpu, (values, options))
+        # A number that torch had made a tensor comes as a number, which not every operator takes.
+        like = next((x for x in values if isinstance(x, Tensor)), torch.empty(0))
         values = tuple(
-            torch.tensor(x) if isinstance(x, bool) and takes_tensor else x
-            for x, takes_tensor in zip(values, takes_tensors, strict=False)
+            torch.tensor(x, dtype=torch.result_type(like, x))
+            if only_tensor and isinstance(x, bool | int | float)
+            else x
+            for x, only_tensor in zip(values, only_tensors, strict=False)
         )
         with torch._C._AutoDispatchBelowAutograd():
             return tree_map(to_cuda, operator(*values, **options))
