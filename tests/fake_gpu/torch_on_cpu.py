@@ -108,6 +108,22 @@ def refused(name: str) -> Callable[..., Any]:
     return kernel
 
 
+def lstm_cell(x: Tensor, h: Tensor, cell: Tensor, *biases: Tensor | None) -> tuple[Tensor, ...]:
+    """What GPUs have as one operator, in differentiable ones."""
+    for bias in filter(lambda bias: bias is not None, biases):
+        x = x + bias
+    i, f, g, o = (x + h).chunk(4, 1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell, x
+
+
+def gru_cell(x: Tensor, h: Tensor, hidden: Tensor, *biases: Tensor | None) -> tuple[Tensor, ...]:
+    x, h = (a if b is None else a + b for a, b in zip((x, h), biases or (None, None), strict=True))
+    (r, z, n), (r_h, z_h, n_h) = x.chunk(3, 1), h.chunk(3, 1)
+    n = (n + (r + r_h).sigmoid() * n_h).tanh()
+    return n + (z + z_h).sigmoid() * (hidden - n), x
+
+
 def install() -> torch.library.Library:
     """Replace the kernels; they stay while the result is kept."""
     library = torch.library.Library("aten", "IMPL")
@@ -124,6 +140,9 @@ def install() -> torch.library.Library:
         else:
             kernel = refused(full_name)
         library.impl(name, kernel, "CUDA", allow_override=True)
+    for name, kernel in (("_thnn_fused_lstm_cell", lstm_cell), ("_thnn_fused_gru_cell", gru_cell)):
+        for key in ("CUDA", "AutogradCUDA"):
+            library.impl(name, kernel, key, allow_override=True)
     return library
 
 
