@@ -126,6 +126,8 @@ def test_tiles_are_the_mask(mask: Tensor, side: int) -> None:
 def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
     """fullgraph compiles a call for a GPU: its table is made when tracing, once per pattern."""
     patterns = [TestPattern.few[0].geometry((length,)) for length in (40, 40, 1600)]
+    diagonals = (Pattern.from_function(lambda i, j, n=n: i - j == n, 40, 40) for n in (3, 4))
+    patterns += diagonals  # which differ in nothing but their words
     here, calls = torch.device("cpu"), []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -136,6 +138,7 @@ def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
     def compiled(x: Tensor, pattern: Pattern) -> Tensor:
         return pattern.table_for("triton", x.device) + x
 
+    assert patterns[-1].extent() == patterns[-2].extent()
     for pattern in patterns:
         assert torch.equal(compiled(torch.zeros(1), pattern), tile_table(pattern, here).float())
     assert [len(nodes) for nodes in calls] == [1] * len(calls)  # the addition alone

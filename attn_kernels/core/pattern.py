@@ -91,11 +91,17 @@ class Pattern(Geometry):
         return self.q_len, self.k_len, self.n_runs
 
     def table_for(self, backend: str, device: torch.device) -> Tensor | None:
-        if backend == "cpu":
-            return self.table
+        return self.table if backend == "cpu" else self.tiles(device, self.digest)
+
+    def tiles(self, device: torch.device, digest: str) -> Tensor:
+        """What GPUs read: a constant of compiled graphs, which are for one digest."""
         from .pattern_tiles import tile_table
 
         return tile_table(self, device)
+
+    # torch.compiler.assume_constant_result does no more, and imports all of the compiler. Of a
+    # function's arguments torch 2.11 takes no dataclass: a method, and the digest to tell them by.
+    tiles._dynamo_marked_constant = True
 
     def default_offset(self, q_len: int, k_len: int) -> int:
         return 0 if q_len == self.q_len else k_len - q_len - (self.k_len - self.q_len)
