@@ -217,7 +217,7 @@ def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
     reason = can_run(native, q, v)
     if reason is None:
         return native, why
-    if q.is_cpu and reason not in _warned and not torch.compiler.is_compiling():
+    if q.device.type in NATIVE and reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(
             f"attn_kernels uses the dense reference, O(Lq * Lk) memory: {reason}", stacklevel=4

@@ -7,13 +7,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .pattern import GROUP, Pattern, full_words, group_count, pack
+from .pattern import GROUP, Pattern, full_words, group_count, on_cpu, pack
 
 TILE = GROUP  # queries, and keys, of a tile: a word has a bit for each
 GROUPS_AT_A_TIME = 16  # whose words are looked at together
 
 
 @lru_cache(maxsize=32)
+@on_cpu
 def tile_table(pattern: Pattern, device: torch.device) -> Tensor:
     """The pattern's tiles, int64 on the device; equal patterns share it.
 
