@@ -24,6 +24,7 @@ import torch
 pytest.register_assert_rewrite("common", "operation_checks", "model_checks")
 
 from common import HALF_TYPES, Target
+from torch.utils._pytree import tree_map_only
 
 from attn_kernels.core.backends import MAX_TRITON_HEAD_DIM, cpu_library, status
 
@@ -87,8 +88,9 @@ def active(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         cpu_library.use_isa(target.isa)
     if target.device != "cpu":
         for name, x in list(vars(request.module).items()):
-            if isinstance(x, torch.Tensor):
-                monkeypatch.setattr(request.module, name, x.to(target.device))
+            if isinstance(x, torch.Tensor | dict | list | tuple):
+                moved = tree_map_only(torch.Tensor, lambda x: x.to(target.device), x)
+                monkeypatch.setattr(request.module, name, moved)
         torch.set_default_device(target.device)
     yield
     if target.device != "cpu":

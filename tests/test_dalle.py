@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import dice
+from common import dice, most_exact_dtype
 from model_checks import check_backends_agree, check_causal, count_parameters, randomise
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ def codes(count=3):
 
 @pytest.fixture
 def model():
-    return randomise(Dalle(CONFIG).double().eval())
+    return randomise(Dalle(CONFIG).to(most_exact_dtype()).eval())
 
 
 class TestPatterns:
@@ -94,7 +94,10 @@ class TestPatterns:
         """The pattern over the stream is text keys and image keys apart, merged. Columns are blocks
         of the transposed image."""
         generator = dice(0)
-        q, k, v = (torch.randn(1, 2, WORDS + 16, 8, generator=generator).double() for _ in range(3))
+        q, k, v = (
+            torch.randn(1, 2, WORDS + 16, 8, generator=generator).to(most_exact_dtype())
+            for _ in range(3)
+        )
         whole = attention(q, k, v, stream_pattern(CONFIG, pattern), backend=fused.name)
 
         def image(x):
@@ -179,7 +182,9 @@ class TestDalle:
 
     @pytest.mark.parametrize("wrap", ["raster", "torus"])
     def test_cache_changes_no_image(self, wrap, fused):
-        model = randomise(Dalle(replace(CONFIG, wrap=wrap), backend=fused.name).double().eval())
+        model = randomise(
+            Dalle(replace(CONFIG, wrap=wrap), backend=fused.name).to(most_exact_dtype()).eval()
+        )
         prime = codes().flatten(1)[:, :6]
         for options in ({}, {"prime": prime}, {"temperature": 0.5, "top_k": 3}):
             found = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from common import dice
+from common import dice, most_exact_dtype
 from model_checks import check_backends_agree, check_causal, count_parameters, randomise
 from torch.nn import functional as F
 
@@ -58,7 +58,7 @@ def model(request):
 
 def built(config):
     torch.manual_seed(0)
-    return randomise(ImageTransformer(config).double().eval())
+    return randomise(ImageTransformer(config).to(most_exact_dtype()).eval())
 
 
 def batch(config, count=3, seed=0):
