@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .core.attention import attention
@@ -74,5 +75,5 @@ def local_attention_2d(
     geometry = Local2d(grid, block, halo, causal)
     result = attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), geometry, **options)
     if isinstance(result, tuple):
-        return tuple(x.unflatten(2, grid) for x in result)
-    return result.unflatten(2, grid)
+        return tuple(torch.unflatten(x, 2, grid) for x in result)
+    return torch.unflatten(result, 2, grid)

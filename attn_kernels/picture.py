@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .core.geometry import Geometry, check_count, check_pair
-from .core.pattern import CELL, GROUP, Pattern
+from .core.pattern import CELL, GROUP, Pattern, on_cpu
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ QUERY, LINE = "#b3202a", "#a0a0a0"
 MOST_LINES = 128  # more tiles than that in a row are not outlined
 
 
+@on_cpu
 def plot(
     geometry: Geometry,
     q_len: int | None = None,

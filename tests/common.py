@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ FLOAT64_TOLERANCE = 1e-11
 
 @dataclass(frozen=True)
 class Target:
-    """A backend under test: what attention(backend=...) takes, where tensors live, and its ISA."""
+    """A backend under test: what attention(backend=...) takes, and its instruction set."""
 
     name: str
-    device: str = "cpu"
     isa: str = ""
+
+    @property
+    def device(self) -> str:
+        """Where tensors live that no test puts anywhere: torch's default device while it runs."""
+        return "cuda" if self.name == "triton" else "cpu"
 
     def __str__(self) -> str:
         return f"{self.name}-{self.isa}" if self.isa else self.name
@@ -75,6 +80,22 @@ class Variant:
 
 
 # --- Inputs ---
+
+
+def most_exact_dtype() -> torch.dtype:
+    """float64, or float32 where Triton computes, which has no float64."""
+    return torch.float32 if torch.get_default_device().type == "cuda" else torch.float64
+
+
+def dice(seed: int) -> torch.Generator:
+    """A generator for numbers that are made where new tensors are."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def draw(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
+    """Standard normal numbers, the same on every device; of the most exact dtype if of none."""
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return x.to(torch.get_default_device(), dtype or most_exact_dtype())
 
 
 @dataclass(frozen=True)
@@ -122,25 +143,19 @@ def make_inputs(
     dim: int = 24,
     value_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
     seed: int = 0,
 ) -> Inputs:
     """Standard normal inputs. A space is (length,) or (rows, cols); dim is no multiple of 16."""
     k_space = q_space if k_space is None else k_space
     k_heads = heads if k_heads is None else k_heads
     value_dim = dim if value_dim is None else value_dim
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return x.to(dtype).to(device)
-
+    normal = partial(draw, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     inputs = Inputs(
-        q=draw(batch, heads, *q_space, dim),
-        k=draw(batch, k_heads, *k_space, dim),
-        v=draw(batch, k_heads, *k_space, value_dim),
-        grad_out=draw(batch, heads, *q_space, value_dim),
-        grad_lse=draw(batch, heads, *q_space),
+        q=normal(batch, heads, *q_space, dim),
+        k=normal(batch, k_heads, *k_space, dim),
+        v=normal(batch, k_heads, *k_space, value_dim),
+        grad_out=normal(batch, heads, *q_space, value_dim),
+        grad_lse=normal(batch, heads, *q_space),
     )
     lse_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = replace(inputs, grad_lse=inputs.grad_lse.to(lse_dtype))
@@ -150,9 +165,9 @@ def make_inputs(
     value_heads = heads if table.rel_v == "per_head" else 1
     return replace(
         inputs,
-        rel_k=draw(heads if table.per_head else 1, table.rows, dim),
-        rel_v=None if table.rel_v is None else draw(value_heads, table.rows, value_dim),
-        q_rel=draw(*inputs.q.shape) if table.q_rel else None,
+        rel_k=normal(heads if table.per_head else 1, table.rows, dim),
+        rel_v=None if table.rel_v is None else normal(value_heads, table.rows, value_dim),
+        q_rel=normal(*inputs.q.shape) if table.q_rel else None,
     )
 
 
@@ -314,7 +329,7 @@ def once_for_all_backends(function: Callable[..., Any]) -> Callable[..., Any]:
     def values(x: Any) -> Any:
         if isinstance(x, Tensor):
             memory = x.detach().contiguous().flatten().view(torch.uint8)
-            return x.dtype, x.shape, memory.numpy().tobytes()
+            return x.device, x.dtype, x.shape, memory.cpu().numpy().tobytes()
         return x
 
     def wrapped(variant: Variant, inputs: Inputs, **options: Any) -> dict[str, Tensor]:
@@ -468,6 +483,13 @@ def assert_as_accurate_as_eager(
     mean = float(slack * eager_error.mean() + eps * magnitude.mean() + mean_noise)
     assert float(error.max()) <= worst, f"{name}: max error {error.max():.3e} > {worst:.3e}"
     assert float(error.mean()) <= mean, f"{name}: mean error {error.mean():.3e} > {mean:.3e}"
+
+
+def assert_agree(found: Any, expected: Any, tolerance: float) -> None:
+    """Within the tolerance in float64, relative and absolute; within torch's own in float32."""
+    in_float64 = most_exact_dtype() == torch.float64
+    options = {"rtol": tolerance, "atol": tolerance} if in_float64 else {}
+    torch.testing.assert_close(found, expected, **options)
 
 
 def assert_close_in_float64(name: str, actual: Tensor, truth: Tensor) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import dice
 from model_checks import check_backends_agree, check_causal, count_parameters, randomise
 
 from attn_kernels.models import CaptionConfig, CaptionModel
@@ -34,7 +35,7 @@ def model():
 
 def images(model):
     dtype = next(model.parameters()).dtype
-    return torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randn(3, 3, 8, 12, generator=dice(0)).to(dtype)
 
 
 def test_backends_agree(model, fused):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import dice, most_exact_dtype
 from model_checks import check_backends_agree, check_causal, count_parameters, randomise
 from torch.nn import functional as F
 
@@ -29,12 +30,12 @@ def seeded():
 
 
 def codes(count=3):
-    return torch.randint(6, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    return torch.randint(6, (count, SIDE, SIDE), generator=dice(0))
 
 
 @pytest.fixture
 def model():
-    return randomise(Dalle(CONFIG).double().eval())
+    return randomise(Dalle(CONFIG).to(most_exact_dtype()).eval())
 
 
 class TestPatterns:
@@ -92,8 +93,11 @@ class TestPatterns:
     def test_is_one_softmax_over_both_kinds(self, pattern, fused):
         """The pattern over the stream is text keys and image keys apart, merged. Columns are blocks
         of the transposed image."""
-        generator = torch.Generator().manual_seed(0)
-        q, k, v = (torch.randn(1, 2, WORDS + 16, 8, generator=generator).double() for _ in range(3))
+        generator = dice(0)
+        q, k, v = (
+            torch.randn(1, 2, WORDS + 16, 8, generator=generator).to(most_exact_dtype())
+            for _ in range(3)
+        )
         whole = attention(q, k, v, stream_pattern(CONFIG, pattern), backend=fused.name)
 
         def image(x):
@@ -178,13 +182,13 @@ class TestDalle:
 
     @pytest.mark.parametrize("wrap", ["raster", "torus"])
     def test_cache_changes_no_image(self, wrap, fused):
-        model = randomise(Dalle(replace(CONFIG, wrap=wrap), backend=fused.name).double().eval())
+        model = randomise(
+            Dalle(replace(CONFIG, wrap=wrap), backend=fused.name).to(most_exact_dtype()).eval()
+        )
         prime = codes().flatten(1)[:, :6]
         for options in ({}, {"prime": prime}, {"temperature": 0.5, "top_k": 3}):
             found = [
-                model.generate(
-                    TEXT, cached=cached, generator=torch.Generator().manual_seed(1), **options
-                )
+                model.generate(TEXT, cached=cached, generator=dice(1), **options)
                 for cached in (True, False)
             ]
             assert torch.equal(*found)
@@ -198,13 +202,11 @@ class TestDalle:
             return codes.flatten(1).sum(1)
 
         options = {"prime": codes().flatten(1)[:, :1]}
-        found, scores = model.generate_ranked(
-            TEXT, 4, rank, generator=torch.Generator().manual_seed(0), **options
-        )
+        found, scores = model.generate_ranked(TEXT, 4, rank, generator=dice(0), **options)
         drawn = model.generate(
             TEXT.repeat_interleave(4, 0),
             prime=codes().flatten(1)[:, :1].repeat_interleave(4, 0),
-            generator=torch.Generator().manual_seed(0),
+            generator=dice(0),
         ).view(3, 4, 4, 4)
         assert torch.equal(scores, found.flatten(2).sum(2))
         assert torch.equal(scores, drawn.flatten(2).sum(2).sort(1, descending=True).values)
@@ -273,7 +275,7 @@ class TestDiscreteVae:
     )
 
     def images(self, count=2):
-        return torch.rand(count, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+        return torch.rand(count, 2, 4, 8, generator=dice(0))
 
     def test_published_sizes(self):
         """Those of the published encoder and decoder."""

@@ -221,31 +221,35 @@ def test_every_message_is_in_the_table(module: ModuleType) -> None:
             assert reached.intersection(lines), f"{module.__name__}:{node.lineno} has no test"
 
 
+LARGEST_DIM = {"cpu": 512, "triton": 256}
+
+
 def test_head_dim_limit(fused: Target) -> None:
     """What the kernels cannot do is NotImplementedError, with the limit, and no fallback."""
-    wide = zeros(1, 1, 4, 513)
-    for tensors in ((wide, wide, zeros(1, 1, 4, 8)), (Q[:1, :1], K[:1, :1], zeros(1, 1, 6, 513))):
+    largest = LARGEST_DIM[fused.name]
+    wide = zeros(1, 1, 4, largest + 1)
+    last = zeros(1, 1, 6, largest + 1)
+    for tensors in ((wide, wide, zeros(1, 1, 4, 8)), (Q[:1, :1], K[:1, :1], last)):
         with pytest.raises(NotImplementedError) as error:
-            call(*tensors, backend="cpu")()
-        text = 'backend="cpu" cannot run this: head dim is at most 512, got 513'
-        assert str(error.value) == text
+            call(*tensors, backend=fused.name)()
+        text = f"head dim is at most {largest}, got {largest + 1}"
+        assert str(error.value) == f'backend="{fused.name}" cannot run this: {text}'
 
 
 def test_wrong_device(fused: Target) -> None:
-    """The CPU kernels say where the inputs are."""
+    """The kernels say where the inputs are."""
     tensors = (x.to("meta") for x in (Q, K, V))
     with pytest.raises(NotImplementedError) as error:
-        call(*tensors, backend="cpu")()
-    assert str(error.value) == 'backend="cpu" cannot run this: inputs are on meta'
+        call(*tensors, backend=fused.name)()
+    assert str(error.value) == f'backend="{fused.name}" cannot run this: inputs are on meta'
 
 
 def test_falling_back_warns_once(fused: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """backend=None may choose the reference, and says so, with the reason, the first time."""
     monkeypatch.setattr(backends, "_warned", set())
     wide = zeros(1, 1, 4, 600)
-    text = (
-        "attn_kernels uses the dense reference, O(Lq * Lk) memory: head dim is at most 512, got 600"
-    )
+    limit = f"head dim is at most {LARGEST_DIM[fused.name]}, got 600"
+    text = f"attn_kernels uses the dense reference, O(Lq * Lk) memory: {limit}"
     with pytest.warns(UserWarning, match=f"^{re.escape(text)}$") as caught:
         causal_attention(wide, wide, wide)
     with warnings.catch_warnings():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from common import dice
 from model_checks import check_backends_agree, check_causal, count_parameters
 
 from attn_kernels.models import GPT, GPTConfig
@@ -21,7 +22,7 @@ def tiny(**changes) -> GPT:
 
 
 def tokens(length: int = 12) -> torch.Tensor:
-    return torch.randint(11, (2, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(11, (2, length), generator=dice(1))
 
 
 VARIANTS = [{}, {"windows": (None, 4)}, {"kv_heads": 2, "activation": "gelu", "hidden": 24}]
@@ -39,9 +40,7 @@ class TestVariants:
     def test_cache_changes_no_token(self, changes):
         model = tiny(**changes)
         generated = [
-            model.generate(
-                tokens(3), 20, top_k=5, cached=cached, generator=torch.Generator().manual_seed(2)
-            )
+            model.generate(tokens(3), 20, top_k=5, cached=cached, generator=dice(2))
             for cached in (True, False)
         ]
         assert torch.equal(*generated)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import dice, most_exact_dtype
 from model_checks import check_backends_agree, check_causal, count_parameters, randomise
 from torch.nn import functional as F
 
@@ -57,12 +58,12 @@ def model(request):
 
 def built(config):
     torch.manual_seed(0)
-    return randomise(ImageTransformer(config).double().eval())
+    return randomise(ImageTransformer(config).to(most_exact_dtype()).eval())
 
 
 def batch(config, count=3, seed=0):
     """Images and the conditions that the model wants."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = dice(seed)
 
     def images(size):
         return torch.randint(config.levels, (count, config.channels, *size), generator=generator)
@@ -117,7 +118,7 @@ def test_cache_changes_no_image(model, fused, temperature):
             source,
             temperature=temperature,
             cached=cached,
-            generator=torch.Generator().manual_seed(3),
+            generator=dice(3),
         )
         for cached in (True, False)
     ]
@@ -208,7 +209,7 @@ def test_scan_and_shift():
 class TestLogistic:
     @pytest.mark.parametrize("channels", [1, 2, 3])
     def test_probabilities_sum_to_one(self, channels):
-        generator = torch.Generator().manual_seed(channels)
+        generator = dice(channels)
         count = logistic.parameter_count(channels, 2)
         parameters = 2 * torch.randn(4, 1, count, generator=generator, dtype=torch.float64)
         pixels = torch.tensor(list(itertools.product(range(5), repeat=channels)))
@@ -216,9 +217,7 @@ class TestLogistic:
         torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64))
 
     def test_is_its_formula(self):
-        parameters = torch.randn(
-            logistic.parameter_count(3, 2), generator=torch.Generator().manual_seed(0)
-        ).double()
+        parameters = torch.randn(logistic.parameter_count(3, 2), generator=dice(0)).double()
         mixture = logistic.split(parameters, 3)
         pixel, half, expected = torch.tensor([2, 0, 4]), 1 / 4, 0.0
         x = pixel / 2 - 1
@@ -252,7 +251,7 @@ class TestLogistic:
 
     def test_draws_follow_the_probabilities(self):
         """Chi-squared over all 5 x 5 pixels, 24 degrees of freedom."""
-        generator = torch.Generator().manual_seed(0)
+        generator = dice(0)
         parameters = torch.randn(1, logistic.parameter_count(2, 2), generator=generator).double()
         drawn = logistic.draw(parameters.expand(20_000, -1), 2, 5, generator=generator)
         pixels = torch.tensor(list(itertools.product(range(5), repeat=2)))

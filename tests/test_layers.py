@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from common import most_exact_dtype
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,11 +52,11 @@ def randomised(layer: nn.Module) -> nn.Module:
     """Every parameter at random (biases and tables start at 0 or small), in float64."""
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.5)
-    return layer.double()
+    return layer.to(most_exact_dtype())
 
 
 def inputs(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
+    return torch.randn(*shape, dtype=most_exact_dtype())
 
 
 def heads_of(layer: Attention, x: Tensor, context: Tensor | None = None) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from common import dice
 from model_checks import check_backends_agree, check_causal, count_parameters
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def tiny(**changes) -> MusicTransformer:
 
 
 def tokens(length: int = 14, vocab: int = 10) -> Tensor:
-    return torch.randint(vocab, (3, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(vocab, (3, length), generator=dice(1))
 
 
 def melody(model: MusicTransformer) -> dict[str, Tensor]:
@@ -60,7 +61,7 @@ class TestVariants:
         generated = [
             model.generate(
                 24, prompt=tokens(5) if primed else None, batch=3, **melody(model),
-                cached=cached, generator=torch.Generator().manual_seed(2),
+                cached=cached, generator=dice(2),
             )
             for cached in (True, False)
         ]  # fmt: skip

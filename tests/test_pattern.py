@@ -13,7 +13,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from common import Inputs, Table, Target, Variant, check_against_reference, make_inputs
+from common import (
+    Inputs,
+    Table,
+    Target,
+    Variant,
+    assert_agree,
+    check_against_reference,
+    make_inputs,
+    most_exact_dtype,
+)
 from operation_checks import OneDimensional
 from torch import Tensor
 
@@ -126,6 +135,8 @@ def test_tiles_are_the_mask(mask: Tensor, side: int) -> None:
 def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
     """fullgraph compiles a call for a GPU: its table is made when tracing, once per pattern."""
     patterns = [TestPattern.few[0].geometry((length,)) for length in (40, 40, 1600)]
+    diagonals = (Pattern.from_function(lambda i, j, n=n: i - j == n, 40, 40) for n in (3, 4))
+    patterns += diagonals  # which differ in nothing but their words
     here, calls = torch.device("cpu"), []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -136,6 +147,7 @@ def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
     def compiled(x: Tensor, pattern: Pattern) -> Tensor:
         return pattern.table_for("triton", x.device) + x
 
+    assert patterns[-1].extent() == patterns[-2].extent()
     for pattern in patterns:
         assert torch.equal(compiled(torch.zeros(1), pattern), tile_table(pattern, here).float())
     assert [len(nodes) for nodes in calls] == [1] * len(calls)  # the addition alone
@@ -184,9 +196,9 @@ def test_masks_of_any_size(backend: Target, mask: Tensor) -> None:
     for first, stop in ((0, mask.shape[0]), (mask.shape[0] // 3, mask.shape[0] * 2 // 3)):
         inputs = make_inputs(
             whole, (stop - first,), (mask.shape[1],), batch=1, heads=2, k_heads=1, dim=9,
-            dtype=torch.float64,
+            dtype=most_exact_dtype(),
         )  # fmt: skip
-        seen = mask[first:stop].any(0).unsqueeze(-1)
+        seen = mask[first:stop].any(0).unsqueeze(-1).to(inputs.k.device)
         inputs = replace(
             inputs,
             query_offset=first,
@@ -203,7 +215,7 @@ def test_a_growing_cache(backend: Target) -> None:
     pattern = Pattern.from_function(
         lambda i, j: (j <= i + prefix) & ((i + j) % 3 > 0), length, length + prefix
     )
-    x = make_inputs(TestPattern.few[0], (length,), (length + prefix,), dtype=torch.float64)
+    x = make_inputs(TestPattern.few[0], (length,), (length + prefix,), dtype=most_exact_dtype())
     whole = attention(x.q, x.k, x.v, pattern, backend=backend.name)
     for n in (1, 2, 5):
         for row in range(length - n + 1):
@@ -235,15 +247,29 @@ def test_rows_that_the_pattern_does_not_have(backend: Target) -> None:
 
 def test_same_as_other_geometries(backend: Target) -> None:
     """Written as a pattern, causal and local attention are what they are, in grown caches too."""
-    x = make_inputs(TestPattern.few[0], (30,), (100,), dtype=torch.float64)
+    x = make_inputs(TestPattern.few[0], (30,), (100,), dtype=most_exact_dtype())
     for geometry in (Causal(), Causal(17), Local1d(16, 5, 9, causal=False)):
         pattern = Pattern.from_function(geometry.visible, 100, 100)
         found, expected = (
             attention(x.q, x.k, x.v, g, return_lse=True, backend=backend.name)
             for g in (pattern, geometry)
         )
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert_agree(found, expected, 1e-12)
         assert pattern.visible_pairs(30, 100, 70) == geometry.visible_pairs(30, 100, 70)
+
+
+def test_whatever_the_default_device() -> None:
+    """A pattern is made on the CPU, where torch.set_default_device puts everything elsewhere."""
+    expected = Pattern.from_function(scattered, 100, 150)
+    with torch.device("meta"):
+        found = Pattern.from_function(scattered, 100, 150)
+        tiles = tile_table(found, torch.device("cpu"))
+        pairs = found.visible_pairs(50, 100, 20)
+        runs = list(found.key_runs(10, 90, 120))
+    assert found == expected
+    assert tiles.tolist() == tile_table.__wrapped__(expected, torch.device("cpu")).tolist()
+    assert pairs == expected.visible_pairs(50, 100, 20)
+    assert runs == list(expected.key_runs(10, 90, 120))
 
 
 def test_patterns_are_values() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import dice, most_exact_dtype
 from model_checks import check_backends_agree, randomise
 from torch import nn
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ def seeded():
 
 
 def noise(*shape, like=None):
-    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(*shape, generator=dice(0))
     return x.to(next(like.parameters()).dtype) if like is not None else x
 
 
@@ -51,8 +52,10 @@ def test_block_starts_as_the_identity():
 
 @pytest.mark.parametrize("pool", [True, False])
 def test_block_is_its_formula(pool, backend):
-    block = randomise(SelfAttention2d(16, pool=pool, backend=backend.name).double().eval())
-    x = noise(2, 16, 4, 6).double()
+    block = randomise(
+        SelfAttention2d(16, pool=pool, backend=backend.name).to(most_exact_dtype()).eval()
+    )
+    x = noise(2, 16, 4, 6).to(most_exact_dtype())
     q, k, v = (
         torch.einsum("oc,bchw->bohw", plain_weight(w), x)
         for w in (block.query, block.key, block.value)
@@ -72,7 +75,7 @@ def test_block_is_its_formula(pool, backend):
 def test_block_is_equivariant_without_pooling():
     """Attention sees a set of cells: permuting them permutes the result."""
     block, x = randomise(SelfAttention2d(8, pool=False).double().eval()), noise(1, 8, 3, 5).double()
-    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(15, generator=dice(0))
 
     def permuted(x):
         return x.flatten(2)[..., order].view_as(x)
@@ -134,17 +137,13 @@ def test_discriminator_projects_on_its_class():
 
 def test_generator_knows_its_class_and_its_noise():
     model = settled(SaganGenerator(CONFIG), noise(3, 5).double(), LABELS)
-    images = model.generate(3, LABELS, generator=torch.Generator().manual_seed(0))
+    images = model.generate(3, LABELS, generator=dice(0))
     assert images.shape == (3, 2, 16, 16)
     assert images.abs().max() <= 1
-    again = model.generate(3, LABELS, generator=torch.Generator().manual_seed(0))
+    again = model.generate(3, LABELS, generator=dice(0))
     assert torch.equal(images, again)
-    assert not torch.equal(
-        images[1], model.generate(3, LABELS.roll(1), generator=torch.Generator().manual_seed(0))[1]
-    )
-    assert not torch.equal(
-        images, model.generate(3, LABELS, generator=torch.Generator().manual_seed(1))
-    )
+    assert not torch.equal(images[1], model.generate(3, LABELS.roll(1), generator=dice(0))[1])
+    assert not torch.equal(images, model.generate(3, LABELS, generator=dice(1)))
 
 
 def test_unconditional():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import dice, most_exact_dtype
 from model_checks import (
     check_backends_agree,
     check_causal,
@@ -108,7 +109,7 @@ def test_generation_is_teacher_forcing_token_for_token(model):
 @torch.no_grad()
 def test_beam_search_with_states_is_beam_search_without(model):
     """The states follow their hypotheses."""
-    source = torch.randint(3, 11, (16, 5), generator=torch.Generator().manual_seed(0))
+    source = torch.randint(3, 11, (16, 5), generator=dice(0))
     repeated = source.repeat_interleave(3, 0)
 
     def logits_of(tokens):
@@ -142,10 +143,13 @@ def test_alignments_are_the_weights_that_attention_used(attentive):
 @pytest.mark.parametrize("general", [False, True])
 def test_dot_attention_is_its_formula(general, fused):
     torch.manual_seed(0)
-    layer = DotAttention(7, general, fused.name).double()
-    query, memory = torch.randn(2, 3, 7).double(), torch.randn(2, 4, 7).double()
+    layer = DotAttention(7, general, fused.name).to(most_exact_dtype())
+    query, memory = (
+        torch.randn(2, 3, 7).to(most_exact_dtype()),
+        torch.randn(2, 4, 7).to(most_exact_dtype()),
+    )
     lengths = torch.tensor([4, 2])
-    matrix = layer.memory.weight if general else torch.eye(7).double()
+    matrix = layer.memory.weight if general else torch.eye(7).to(most_exact_dtype())
     for entry, length in enumerate(lengths):
         scores = torch.einsum("ta,ab,sb->ts", query[entry], matrix, memory[entry, :length])
         expected = scores.softmax(-1) @ memory[entry, :length]

@@ -19,6 +19,8 @@ from common import (
     Inputs,
     Target,
     Variant,
+    assert_agree,
+    draw,
     expanded,
     last_dim_strided,
     make_inputs,
@@ -70,7 +72,7 @@ def inputs_of(variant: Variant, length: int = 12, **settings: Any) -> Inputs:
     return make_inputs(variant, space, **({"dim": 8, "value_dim": 6} | settings))
 
 
-def operator_arguments(variant: Variant, x: Inputs) -> tuple[Any, ...]:
+def operator_arguments(target: Target, variant: Variant, x: Inputs) -> tuple[Any, ...]:
     """What attention() hands to the forward operator."""
     space = tuple(x.q.shape[2:-1])
     geometry, table = variant.geometry(space), variant.table
@@ -78,8 +80,8 @@ def operator_arguments(variant: Variant, x: Inputs) -> tuple[Any, ...]:
     offsets, offset = x.query_offset, k.shape[2] - q.shape[2]
     clip = table is None or table.beyond == "clip"
     return (
-        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets, geometry.table_for("cpu", q.device),
-        offset,
+        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets,
+        geometry.table_for(target.name, q.device), offset,
         geometry.name, geometry.extent(), clip, 0.3, 0.4,
     )  # fmt: skip
 
@@ -89,39 +91,39 @@ def with_entries(x: Inputs) -> Inputs:
 
 
 OPERATOR_INPUTS = {
-    "causal": (CAUSAL, inputs_of(CAUSAL)),
-    "causal-transposed": (CAUSAL, inputs_of(CAUSAL).map(sequence_major)),
-    "causal-gaps": (CAUSAL, inputs_of(CAUSAL).map(with_gaps)),
-    "causal-last-dim": (CAUSAL, inputs_of(CAUSAL).map(last_dim_strided)),
-    "causal-expanded": (CAUSAL, inputs_of(CAUSAL).map(expanded)),
-    "causal-entries": (CAUSAL, with_entries(inputs_of(CAUSAL))),
-    "causal-cross": (CAUSAL, make_inputs(CAUSAL, (5,), (12,), heads=4, k_heads=2, dim=8)),
-    "causal-bfloat16": (CAUSAL, inputs_of(CAUSAL, dtype=torch.bfloat16)),
-    "causal-float64": (CAUSAL, inputs_of(CAUSAL, dtype=torch.float64)),
-    "causal-empty": (CAUSAL, inputs_of(CAUSAL, batch=0)),
-    "local_1d": (VARIANTS[1], inputs_of(VARIANTS[1])),
-    "local_2d": (VARIANTS[2], inputs_of(VARIANTS[2])),
-    "relative": (RELATIVE, inputs_of(RELATIVE)),
-    "relative-transposed": (RELATIVE, inputs_of(RELATIVE).map(sequence_major)),
-    "relative-entries": (RELATIVE, with_entries(inputs_of(RELATIVE))),
-    "pattern": (PATTERN, inputs_of(PATTERN)),
+    "causal": lambda: (CAUSAL, inputs_of(CAUSAL)),
+    "causal-transposed": lambda: (CAUSAL, inputs_of(CAUSAL).map(sequence_major)),
+    "causal-gaps": lambda: (CAUSAL, inputs_of(CAUSAL).map(with_gaps)),
+    "causal-last-dim": lambda: (CAUSAL, inputs_of(CAUSAL).map(last_dim_strided)),
+    "causal-expanded": lambda: (CAUSAL, inputs_of(CAUSAL).map(expanded)),
+    "causal-entries": lambda: (CAUSAL, with_entries(inputs_of(CAUSAL))),
+    "causal-cross": lambda: (CAUSAL, make_inputs(CAUSAL, (5,), (12,), heads=4, k_heads=2, dim=8)),
+    "causal-bfloat16": lambda: (CAUSAL, inputs_of(CAUSAL, dtype=torch.bfloat16)),
+    "causal-float64": lambda: (CAUSAL, inputs_of(CAUSAL, dtype=torch.float64)),
+    "causal-empty": lambda: (CAUSAL, inputs_of(CAUSAL, batch=0)),
+    "local_1d": lambda: (VARIANTS[1], inputs_of(VARIANTS[1])),
+    "local_2d": lambda: (VARIANTS[2], inputs_of(VARIANTS[2])),
+    "relative": lambda: (RELATIVE, inputs_of(RELATIVE)),
+    "relative-transposed": lambda: (RELATIVE, inputs_of(RELATIVE).map(sequence_major)),
+    "relative-entries": lambda: (RELATIVE, with_entries(inputs_of(RELATIVE))),
+    "pattern": lambda: (PATTERN, inputs_of(PATTERN)),
 }
 
 
 @pytest.mark.parametrize("name", OPERATOR_INPUTS)
 def test_opcheck_forward(fused: Target, name: str) -> None:
     """Schema, fake tensors (strides too) and autograd registration of the forward operator."""
-    variant, x = OPERATOR_INPUTS[name]
+    variant, x = OPERATOR_INPUTS[name]()
     leaves = x.map(lambda t: t.detach().requires_grad_())
-    torch.library.opcheck(ops.fwd, operator_arguments(variant, leaves))
+    torch.library.opcheck(ops.fwd, operator_arguments(fused, variant, leaves))
 
 
 @pytest.mark.parametrize("name", OPERATOR_INPUTS)
 @pytest.mark.parametrize("with_lse", [True, False], ids=["lse", "out"])
 def test_opcheck_backward(fused: Target, name: str, with_lse: bool) -> None:
     """Schema and fake tensors (strides too) of the backward operator, with and without grad_lse."""
-    variant, x = OPERATOR_INPUTS[name]
-    arguments = operator_arguments(variant, x)
+    variant, x = OPERATOR_INPUTS[name]()
+    arguments = operator_arguments(fused, variant, x)
     out, lse = ops.fwd(*arguments)
     grad_out = x.grad_out.flatten(2, -2)
     grad_lse = x.grad_lse.flatten(2).to(lse.dtype) if with_lse else None
@@ -300,7 +302,7 @@ def check_vmap(function: Callable, in_dims: tuple[int | None, ...], *args: Tenso
     """vmap, and vmap of the gradient of every floating argument."""
     expected = one_by_one(function, in_dims, args)
     actual = torch.vmap(function, in_dims)(*args)
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert_agree(actual, expected, 1e-10)
 
     def loss(*args: Tensor) -> Tensor:
         result = function(*args)
@@ -311,12 +313,11 @@ def check_vmap(function: Callable, in_dims: tuple[int | None, ...], *args: Tenso
     gradient = torch.func.grad(loss, argnums=floating)
     expected = one_by_one(gradient, in_dims, args)
     actual = torch.vmap(gradient, in_dims)(*args)
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert_agree(actual, expected, 1e-10)
 
 
-def draw(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+def drawn(*shape: int) -> Tensor:
+    return draw(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def test_vmap_over_inputs(backend: Target) -> None:
@@ -325,7 +326,7 @@ def test_vmap_over_inputs(backend: Target) -> None:
     def function(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return causal_attention(q, k, v, backend=backend.name, return_lse=True)
 
-    q, k, v = draw(3, 2, 4, 7, 5), draw(2, 2, 3, 9, 5), draw(2, 2, 9, 6, 3)
+    q, k, v = drawn(3, 2, 4, 7, 5), drawn(2, 2, 3, 9, 5), drawn(2, 2, 9, 6, 3)
     check_vmap(function, (0, 2, 4), q, k, v)
     check_vmap(function, (0, None, None), q, k[:, :, 0], v[..., 0])
     check_vmap(function, (None, 2, None), q[0], k, v[..., 0])
@@ -338,7 +339,9 @@ def test_vmap_over_a_pattern(backend: Target) -> None:
     def function(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return attention(q, k, v, pattern, backend=backend.name, return_lse=True)
 
-    check_vmap(function, (0, None, 0), draw(3, 2, 4, 7, 5), draw(2, 2, 9, 5), draw(3, 2, 2, 9, 6))
+    check_vmap(
+        function, (0, None, 0), drawn(3, 2, 4, 7, 5), drawn(2, 2, 9, 5), drawn(3, 2, 2, 9, 6)
+    )
 
 
 @pytest.mark.parametrize("table_heads", [1, 4])
@@ -348,8 +351,8 @@ def test_vmap_over_tables(backend: Target, table_heads: int) -> None:
     def function(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, rel_v: Tensor) -> Tensor:
         return relative_attention(q, k, v, rel_k, rel_v=rel_v, causal=False, backend=backend.name)
 
-    q, k, v = draw(2, 4, 7, 5), draw(2, 2, 7, 5), draw(2, 2, 7, 6)
-    rel_k, rel_v = draw(3, table_heads, 5, 5), draw(3, 1, 5, 6)
+    q, k, v = drawn(2, 4, 7, 5), drawn(2, 2, 7, 5), drawn(2, 2, 7, 6)
+    rel_k, rel_v = drawn(3, table_heads, 5, 5), drawn(3, 1, 5, 6)
     check_vmap(function, (None, None, None, 0, 0), q, k, v, rel_k, rel_v)
     check_vmap(function, (None, None, None, 0, None), q, k, v, rel_k, rel_v[0])
     samples = torch.stack([q, q + 1, q * 2])
@@ -365,7 +368,7 @@ def test_vmap_over_entries(backend: Target) -> None:
             q, k, v, key_lengths=lengths, query_offset=offsets, backend=backend.name
         )
 
-    q, k, v = draw(2, 2, 7, 5), draw(2, 2, 9, 5), draw(2, 2, 9, 6)
+    q, k, v = drawn(2, 2, 7, 5), drawn(2, 2, 9, 5), drawn(2, 2, 9, 6)
     lengths, offsets = (
         torch.tensor([[9, 4], [0, 7], [1, 9]]),
         torch.tensor([[2, 0], [5, -3], [2, 2]]),
@@ -377,7 +380,7 @@ def test_vmap_over_entries(backend: Target) -> None:
 
 def test_func_grad_and_jacrev(backend: Target) -> None:
     """torch.func agrees with autograd; jacrev batches the backward operator over its gradients."""
-    q, k, v, rel_k = draw(1, 2, 4, 3), draw(1, 1, 5, 3), draw(1, 1, 5, 2), draw(2, 4, 3)
+    q, k, v, rel_k = drawn(1, 2, 4, 3), drawn(1, 1, 5, 3), drawn(1, 1, 5, 2), drawn(2, 4, 3)
 
     def function(q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor) -> Tensor:
         return relative_attention(q, k, v, rel_k, backend=backend.name)
@@ -386,10 +389,10 @@ def test_func_grad_and_jacrev(backend: Target) -> None:
     gradients = torch.func.grad(lambda *x: function(*x).sin().sum(), everything)(q, k, v, rel_k)
     leaves = [x.clone().requires_grad_() for x in (q, k, v, rel_k)]
     expected = torch.autograd.grad(function(*leaves).sin().sum(), leaves)
-    torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
+    assert_agree(gradients, expected, 1e-12)
     jacobians = torch.func.jacrev(function, everything)(q, k, v, rel_k)
     expected = torch.autograd.functional.jacobian(function, (q, k, v, rel_k))
-    torch.testing.assert_close(jacobians, expected, rtol=1e-12, atol=1e-12)
+    assert_agree(jacobians, expected, 1e-12)
 
 
 def test_double_backward(fused: Target) -> None:
@@ -397,7 +400,7 @@ def test_double_backward(fused: Target) -> None:
 
     The way out that it names gives the second derivative.
     """
-    q, k, v = draw(1, 2, 4, 3), draw(1, 2, 4, 3), draw(1, 2, 4, 3)
+    q, k, v = drawn(1, 2, 4, 3), drawn(1, 2, 4, 3), drawn(1, 2, 4, 3)
 
     def penalty(backend: str) -> tuple[Tensor, Tensor]:
         leaf = q.clone().requires_grad_()
@@ -414,9 +417,10 @@ def test_double_backward(fused: Target) -> None:
     with pytest.raises(NotImplementedError, match="differentiable once"):
         torch.func.grad(lambda x: func_penalty(x, k, v, fused.name))(q)
 
+    q, k, v = (x.double() for x in (q, k, v))
     leaf, loss = penalty("reference")
     (found,) = torch.autograd.grad(loss, leaf)
-    step = 1e-6 * draw(1, 2, 4, 3)
+    step = 1e-6 * drawn(1, 2, 4, 3).double()
     with torch.enable_grad():
         before, after = (penalty_at(q + sign * step, k, v) for sign in (-1, 1))
     torch.testing.assert_close((found * step).sum() * 2, after - before, rtol=1e-6, atol=1e-12)
@@ -448,7 +452,7 @@ def test_autocast(backend: Target, dtype: torch.dtype) -> None:
     block, x = Block(backend.name), torch.randn(2, 20, 16)
     expected = block(x)
     expected_grads = torch.autograd.grad(expected.sum(), list(block.parameters()))
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(backend.device, dtype=dtype):
         out = block(x)
     assert out.dtype == dtype
     grads = torch.autograd.grad(out.float().sum(), list(block.parameters()))

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from common import dice
 from model_checks import check_backends_agree, check_causal, count_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ def tiny(**changes) -> Transformer:
 
 def sentences(length: int = 7) -> Tensor:
     """Three sentences, two of them padded."""
-    tokens = torch.randint(3, 13, (3, length), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(3, 13, (3, length), generator=dice(1))
     tokens[:, 0] = 1
     tokens[0, 4:], tokens[2, 3:] = 0, 0
     return tokens
@@ -181,7 +182,7 @@ class Chain:
     end, vocab = 3, 4
 
     def __init__(self, seed: int, entries: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = dice(seed)
         self.table = torch.randn(entries, 6, self.vocab, self.vocab, generator=generator) * 2
 
     def logits_of(self, beams: int):
@@ -280,9 +281,7 @@ class TestSearch:
 class TestSampling:
     def test_frequencies_follow_the_softmax(self):
         logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
-        drawn = sample(
-            logits.expand(20000, 4), temperature=2.0, generator=torch.Generator().manual_seed(0)
-        )
+        drawn = sample(logits.expand(20000, 4), temperature=2.0, generator=dice(0))
         found = drawn.bincount(minlength=4) / 20000
         torch.testing.assert_close(found, (logits / 2).softmax(0), rtol=0, atol=0.015)
 
@@ -295,7 +294,7 @@ class TestSampling:
 
     def test_same_seed_same_ids(self):
         logits = torch.zeros(100, 7)
-        draws = [sample(logits, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+        draws = [sample(logits, generator=dice(s)) for s in (1, 1, 2)]
         assert torch.equal(draws[0], draws[1])
         assert not torch.equal(draws[0], draws[2])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from common import dice
 from model_checks import check_backends_agree, count_parameters, model_dtype
 
 from attn_kernels.models import ViT, ViTConfig
@@ -20,7 +21,7 @@ def tiny(**changes) -> ViT:
 
 
 def images(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+    return torch.randn(count, 2, 12, 12, generator=dice(1))
 
 
 def test_backends_agree(backend):

@@ -108,16 +108,26 @@ class CpuLibrary:
 cpu_library = CpuLibrary()
 
 
-@cache
+# Asked when this file loads: torch.compile, which traces what follows, cannot trace the question.
+HAS_TRITON = find_spec("triton") is not None
+
+
 def triton_error() -> str:
-    """Why the Triton backend cannot run on this machine, or ""."""
-    if find_spec("triton") is None:
+    """Why the Triton backend cannot run on this machine, or "". torch.compile sees no caches."""
+    return find_triton_error() if torch.compiler.is_compiling() else known_triton_error()
+
+
+def find_triton_error() -> str:
+    if not HAS_TRITON:
         return "triton is not installed: run `pip install triton`"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
         return f"it needs compute capability 8.0, got {torch.cuda.get_device_name()}"
     return ""
+
+
+known_triton_error = cache(find_triton_error)
 
 
 def status(name: str) -> Backend:
@@ -207,7 +217,7 @@ def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
     reason = can_run(native, q, v)
     if reason is None:
         return native, why
-    if q.is_cpu and reason not in _warned and not torch.compiler.is_compiling():
+    if q.device.type in NATIVE and reason not in _warned and not torch.compiler.is_compiling():
         _warned.add(reason)
         warnings.warn(
             f"attn_kernels uses the dense reference, O(Lq * Lk) memory: {reason}", stacklevel=4

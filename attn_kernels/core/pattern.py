@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,17 @@ GROUP = 64  # query rows that share a list of runs, and bits in a word
 CELL = 16  # keys in a tile: runs start at multiples of it
 PIECE = 2048  # keys that a predicate is asked about at a time
 RUN_NUMBERS = 4  # of a run in the table: start, stop, keys before it, place of its first word
+
+
+def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What it makes is on the CPU, whatever torch.set_default_device says."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        with torch.device("cpu"):
+            return function(*args, **options)
+
+    return wrapped
 
 
 @dataclass(frozen=True)
@@ -91,11 +103,17 @@ class Pattern(Geometry):
         return self.q_len, self.k_len, self.n_runs
 
     def table_for(self, backend: str, device: torch.device) -> Tensor | None:
-        if backend == "cpu":
-            return self.table
+        return self.table if backend == "cpu" else self.tiles(device, self.digest)
+
+    def tiles(self, device: torch.device, digest: str) -> Tensor:
+        """What GPUs read: a constant of compiled graphs, which are for one digest."""
         from .pattern_tiles import tile_table
 
         return tile_table(self, device)
+
+    # torch.compiler.assume_constant_result does no more, and imports all of the compiler. Of a
+    # function's arguments torch 2.11 takes no dataclass: a method, and the digest to tell them by.
+    tiles._dynamo_marked_constant = True
 
     def default_offset(self, q_len: int, k_len: int) -> int:
         return 0 if q_len == self.q_len else k_len - q_len - (self.k_len - self.q_len)
@@ -114,11 +132,12 @@ class Pattern(Geometry):
     def words(self, first: int, stop: int) -> Tensor:
         """[stop - first, k_len]: bit i of word [g, j] is set if query 64 (first + g) + i sees j, or
         is none of the pattern's."""
-        groups, keys = torch.arange(first, stop).unsqueeze(1), torch.arange(self.k_len)
+        count = partial(torch.arange, device="cpu")
+        groups, keys = count(first, stop).unsqueeze(1), count(self.k_len)
         n_groups = group_count(self.q_len)
         runs = self.table[n_groups + 1 :][: self.n_runs * RUN_NUMBERS].view(-1, RUN_NUMBERS)
         runs_until = self.table[1 : n_groups + 1]
-        group_of = torch.searchsorted(runs_until, torch.arange(self.n_runs), right=True)
+        group_of = torch.searchsorted(runs_until, count(self.n_runs), right=True)
         order = group_of * self.k_len + runs[:, 0]
         run = torch.searchsorted(order, groups * self.k_len + keys, right=True).sub(1).clamp(min=0)
         start, end, _, place = runs[run].unbind(-1)
@@ -130,9 +149,9 @@ class Pattern(Geometry):
     def rows(self, start: int, stop: int) -> Tensor:
         """[stop - start, k_len] bool: what some consecutive queries see."""
         if self.n_runs == 0:
-            return torch.zeros(stop - start, self.k_len, dtype=torch.bool)
+            return torch.zeros(stop - start, self.k_len, dtype=torch.bool, device="cpu")
         first = start // GROUP
-        queries = torch.arange(start, stop)
+        queries = torch.arange(start, stop, device="cpu")
         words = self.words(first, group_count(stop))
         return (words[queries // GROUP - first] >> (queries % GROUP).unsqueeze(1) & 1).bool()
 
@@ -142,6 +161,7 @@ class Pattern(Geometry):
     def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
         yield from runs_of(self.rows(q_start, q_stop)[:, k_start:k_stop].T, q_start)
 
+    @on_cpu
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
         if self.n_runs == 0:
@@ -176,6 +196,7 @@ def pack(seen: Tensor) -> Tensor:
     return octets.T.contiguous().flatten().view(torch.int64)
 
 
+@on_cpu
 def compiled(piece: Callable[[slice, slice], Tensor], q_len: int, k_len: int) -> Pattern:
     """The pattern of which piece(rows, keys) is a part of the mask."""
     pieces = [slice(key, min(key + PIECE, k_len)) for key in range(0, k_len, PIECE)]

@@ -7,13 +7,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .pattern import GROUP, Pattern, full_words, group_count, pack
+from .pattern import GROUP, Pattern, full_words, group_count, on_cpu, pack
 
 TILE = GROUP  # queries, and keys, of a tile: a word has a bit for each
 GROUPS_AT_A_TIME = 16  # whose words are looked at together
 
 
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=32)
+@on_cpu
 def tile_table(pattern: Pattern, device: torch.device) -> Tensor:
     """The pattern's tiles, int64 on the device; equal patterns share it.
 
@@ -24,12 +25,6 @@ def tile_table(pattern: Pattern, device: torch.device) -> Tensor:
     of its first word (-1: full); and 128 words for each partial tile: one per key, whose bit i is
     the tile's query i, and one per query, whose bit j is the tile's key j.
     """
-    return build(pattern, device)
-
-
-@lru_cache(maxsize=32)
-def build(pattern: Pattern, device: torch.device) -> Tensor:
-    """tile_table, made the first time."""
     n_groups, n_blocks = group_count(pattern.q_len), group_count(pattern.k_len)
     full, partial, words = [], [], [torch.empty(0, 2 * TILE, dtype=torch.int64)]
     for first in range(0, n_groups if pattern.n_runs else 0, GROUPS_AT_A_TIME):

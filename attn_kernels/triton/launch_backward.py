@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -235,8 +236,8 @@ def backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Gradients of q, k, v, rel_k, rel_v, q_rel; empty tensors for inputs that are absent."""
     work = Backward(call, grad_out, out, grad_lse, lse)
-    absent = call.q.new_empty(0)
-    tables = [absent if x is None else torch.zeros_like(x) for x in (call.rel_k, call.rel_v)]
+    absent = partial(call.q.new_empty, 0)  # an operator's results may not share memory
+    tables = [absent() if x is None else torch.zeros_like(x) for x in (call.rel_k, call.rel_v)]
     if call.q.numel() == 0 or call.k.numel() == 0:
         for grad in (work.grad_q, work.grad_k, work.grad_v, work.grad_q_rel):
             if grad is not None:
@@ -251,5 +252,5 @@ def backward(
                 step(config_of(call, direction, step))
         for i, grad in enumerate(work.table_gradients()):
             tables[i] = grad
-    grad_q_rel = absent if work.grad_q_rel is None else work.grad_q_rel
+    grad_q_rel = absent() if work.grad_q_rel is None else work.grad_q_rel
     return work.grad_q, work.grad_k, work.grad_v, *tables, grad_q_rel
