@@ -5,6 +5,7 @@ python tests/fake_gpu/build.py [DIR]      default: build/fake_gpu; downloads 0.8
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -56,9 +57,10 @@ def install(folder: Path) -> None:
 
 def run(*command: str | Path) -> str:
     """What the command prints; its errors end this program."""
-    result = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    words, environment = [str(x) for x in command], os.environ | {"LC_ALL": "C"}
+    result = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=environment)
     if result.returncode:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
+        sys.exit(f"failed: {' '.join(words)}")
     return result.stdout
 
 

@@ -234,7 +234,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp* found, int device) {
   return 0;
 }
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes* found, const void* function) {
-  *found = (struct cudaFuncAttributes){.maxThreadsPerBlock = 1024, .ptxVersion = 90};
+  *found = (struct cudaFuncAttributes){
+      .maxThreadsPerBlock = 1024, .ptxVersion = 90, .binaryVersion = 90};
   return 0;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* f,
@@ -250,6 +251,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 static const int kCudnn[] = {9, 19, 0};  // what this torch was built with
 size_t cudnnGetVersion(void) { return 10000 * kCudnn[0] + 100 * kCudnn[1] + kCudnn[2]; }
 int cudnnGetProperty(int which, int* value) { return *value = kCudnn[which], 0; }
+int cudnnCreate(void** handle) { return 1; }
+const char* cudnnGetErrorString(int code) { return "the fake GPU has no cuDNN"; }
 
 static int nothing(void) { return 0; }
 cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned version,

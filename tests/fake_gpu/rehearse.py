@@ -8,10 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import torch
+
 from benchmarks import gpu_values
 
 # Not only where this file is run: its worker processes import it as well (multiprocessing's spawn).
 gpu_values.within = lambda found, limits: True
+torch.backends.cuda.enable_cudnn_sdp(False)  # there is no cuDNN
 
 from benchmarks import gpu
 
