@@ -245,6 +245,8 @@ def grad_q_kernel(
     if REL != "none":
         steps = (bounds[1] - bounds[0] + BLOCK_K - 1) // BLOCK_K
         row_0 = clamp(centre - first, -(1 << 30), 1 << 30).to(tl.int32)  # of row 0's key 0
+        if CARRIED:  # where all keys are before the table, a last step of few is left to the band
+            row_0 = tl.maximum(row_0, -BLOCK_K - bounds[0])
         row = row_0 + bounds[0] + MARGIN
         end_row = row + steps * BLOCK_K
         if GEOMETRY == "pattern":  # steps may leave gaps, and lie far beyond the table

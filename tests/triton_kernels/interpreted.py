@@ -132,6 +132,11 @@ RELATIVE = [
     Case(Local1d(20, 10), 45, table=Table(30, q_rel=True, beyond="zero")),
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16)),
     Case(Full(), 50, 60, table=Table(41, q_rel=True), block=(32, 16)),
+    # keys that end, inside a step, before the table begins (wrote outside of its scratch, once)
+    Case(Causal(), 50, table=Table(9), key_lengths=(20, 15)),
+    Case(Causal(), 40, 23, table=Table(5, beyond="zero", rel_v="shared"), query_offset=60),
+    Case(Full(), 50, 27, table=Table(7, rel_v="per_head"), query_offset=(40, -70)),
+    Case(Causal(50), 70, table=Table(9, q_rel=True), key_lengths=(70, 25), block=(32, 16)),
     # the last far key lies on the table's first row, which then is nobody else's (a fixed bug)
     Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
 ]
