@@ -41,7 +41,7 @@ def settled(model, *inputs):
 
 
 def plain_weight(module):
-    return module.weight.flatten(1).double()  # as normalised
+    return module.weight.flatten(1).to(most_exact_dtype())  # as normalised
 
 
 def test_block_starts_as_the_identity():
