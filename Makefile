@@ -1,4 +1,5 @@
-# make test | bench | record | readme | docs | build | lint | format | sanitize | symbols | wheel-check | clean
+# make test | bench | record | readme | docs | build | lint | format | sanitize | symbols | wheel-check
+#   | fake-gpu | clean
 #
 # Where $(PYTHON) has torch >= 2.11, that environment is used as it is: nothing is installed in it.
 # Elsewhere .venv is made once, from requirements/dev.txt.
@@ -21,7 +22,7 @@ else
 endif
 
 .PHONY: test bench record readme docs build testing-build lint format sanitize symbols wheel-check \
-  clean check-tools check-docs
+  fake-gpu clean check-tools check-docs
 .DELETE_ON_ERROR:
 
 # --- Environment ---
@@ -77,7 +78,8 @@ docs: $(ENVIRONMENT) $(SPHINX)
 
 # --- Checks of the code ---
 
-CPP_FILES = $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
+CPP_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.c' -o -name '*.cpp' \
+  -o -name '*.inc' -o -name '*.cu')
 CLANG_FORMAT = $(RUN) -c 'import clang_format; clang_format.clang_format()'
 
 lint: $(ENVIRONMENT)
@@ -97,6 +99,10 @@ symbols: build
 # The wheel, installed in an environment of its own, works away from this folder.
 wheel-check: $(ENVIRONMENT)
 	$(RUN) tools/check_wheel.py
+
+# A Python with the CUDA build of torch and no GPU: tests/fake_gpu/README.md.
+fake-gpu:
+	$(PYTHON) tests/fake_gpu/build.py
 
 # The kernels without torch, under the sanitizers, as C++17. CXX chooses the compiler.
 SANITIZED := build/sanitize

@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attn_kernels.triton import launch
+from attn_kernels.triton import launch, prepared
 from attn_kernels.triton.configs import Config, candidates, shared_limit
 from attn_kernels.triton.launch_backward import backward_launches
 
@@ -157,12 +157,14 @@ TYPE_NAMES = {
 def launches_of(work: Callable[[], object]) -> list[Launch]:
     """Run the launchers without launching."""
     found: list[Launch] = []
-    before = launch.run
-    launch.run = lambda kernel, grid, *args, **options: found.append(Launch(kernel, args, options))
+    before = prepared.run
+    prepared.run = lambda kernel, grid, *args, **options: found.append(
+        Launch(kernel, args, options)
+    )
     try:
         work()
     finally:
-        launch.run = before
+        prepared.run = before
     return found
 
 

@@ -6,8 +6,10 @@ python -m benchmarks.gpu --out DIR [--budget 520] [--only causal,relative] [--ch
 Needs torch, triton and this checkout. First out and every gradient are compared with the float64
 reference: whole at small shapes of every kind; for the last key head of every batch entry at the
 shapes that are timed. What has wrong values is listed and not timed. Times are medians over rounds
-in which the providers take turns, with the L2 cache flushed before every call. The file is written
-after every shape; what the budget of seconds leaves no room for is listed as skipped.
+in which the providers take turns, with the L2 cache flushed before every call; decoding is timed as
+a CUDA graph, since its kernels are shorter than the host's work for them, which is reported beside.
+The file is written after every shape; what the budget of seconds leaves no room for is listed as
+skipped.
 """
 
 from __future__ import annotations
@@ -35,8 +37,10 @@ from .gpu_calls import GROUPS, OURS, PROVIDERS, Work, checked, works
 from .gpu_tune import tune
 from .gpu_values import (
     TOLERANCE,
+    captured,
     errors,
     gradient_of,
+    host_microseconds,
     milliseconds,
     peak_bytes,
     sampled,
@@ -59,6 +63,7 @@ class Measured:
 
     milliseconds: float | None = None
     rounds: list[float] = field(default_factory=list)
+    host_microseconds: float | None = None
     tflops: float | None = None
     gigabytes_per_second: float | None = None
     peak_bytes: int | None = None
@@ -124,7 +129,8 @@ def measure(work: Work) -> dict[str, Measured]:
                 row.skipped = f"wrong values: errors {row.error[0]:.2g}, {row.error[1]:.2g}"
                 continue
             row.peak_bytes = peak_bytes(step)
-            steps[name] = step
+            row.host_microseconds = host_microseconds(step)
+            steps[name] = captured(step) if work.group == "decode" else step
         except Exception as error:  # peers fail in many ways; the report says how
             row.skipped = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
             synchronize()  # raises where the error broke the context, and this process with it
@@ -174,8 +180,13 @@ def environment(commit: str) -> dict[str, Any]:
 
 
 def line_of(work: Work, found: dict[str, Measured]) -> str:
-    """One line per shape: our rate, the best peer's time over ours, everybody's milliseconds."""
-    times = [f"{name} {x.milliseconds:.3f}" for name, x in found.items() if x.milliseconds]
+    """One line per shape: our rate, the best peer's time over ours, everybody's milliseconds and,
+    in brackets, microseconds of the host."""
+    times = [
+        f"{name} {x.milliseconds:.3f} ({x.host_microseconds:.0f})"
+        for name, x in found.items()
+        if x.milliseconds
+    ]
     lost = [f"{name}: {x.skipped}" for name, x in found.items() if not x.milliseconds]
     mine = found[OURS]
     peers = [x.milliseconds for n, x in found.items() if n != OURS and x.milliseconds]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from . import gpu_calls
 from .gpu_calls import Call, Work
 
 MILLISECONDS = 60  # of repetitions in each round
+HOST_CALLS = 10  # few enough to wait in the device's queue
 REFERENCE_ELEMENTS = 1 << 26  # of a matrix of the float64 reference
 # Largest and mean error, relative to the largest and mean value.
 TOLERANCE = {
@@ -123,3 +125,24 @@ def milliseconds(step: Callable[[], Any]) -> float:
     return triton.testing.do_bench(
         step, warmup=MILLISECONDS // 4, rep=MILLISECONDS, return_mode="median"
     )
+
+
+def captured(step: Callable[[], Any]) -> Callable[[], None]:
+    """The step as a CUDA graph: its kernels without the host's work for them."""
+    step()  # what is compiled or allocated by a first call
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def host_microseconds(step: Callable[[], Any]) -> float:
+    """What a call takes of the host, which does not wait for the device."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(HOST_CALLS):
+        step()
+    stop = time.perf_counter()
+    synchronize()
+    return (stop - start) / HOST_CALLS * 1e6

@@ -16,7 +16,9 @@ __all__ = ["bwd", "fwd"]
 
 def on_device_of(x: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be the inputs'."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def fwd(*args: Any) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import torch
 import triton
 
 from ..core.pattern_tiles import TILE
+from .geometry import cdiv
 
 DIRECTIONS = ("forward", "grad_q", "grad_kv")
 # Shared memory of one program, bytes.
@@ -64,6 +65,7 @@ class Kind:
     canvas: bool = False  # keys lie in boxes
 
 
+@cache
 def arch_of(device: torch.device) -> int:
     """10 * major + minor of an NVIDIA device; 0 for AMD, and where there is no GPU 90."""
     if not torch.cuda.is_available() or device.type != "cuda":
@@ -110,6 +112,7 @@ def band_chunks(kind: Kind) -> int:
     return 1 if kind.direction == "grad_kv" else 2
 
 
+@cache
 def candidates(kind: Kind) -> list[Config]:
     """Configurations to choose from, the default first."""
     rows = DEFAULTS[kind.direction](kind)
@@ -293,15 +296,19 @@ def tuned(key: str) -> Config | None:
     return None if row is None else Config(**row)
 
 
-def choose(kind: Kind, extra: str, launch: Callable[[Config], object]) -> Config:
+def search_wanted() -> bool:
+    return os.environ.get("ATTN_KERNELS_TUNE") == "1"
+
+
+def choose(kind: Kind, extra: Callable[[], str], launch: Callable[[Config], object]) -> Config:
     """The configuration to use. `launch` runs the kernel with one; a search times it.
 
-    `extra` names what also changes the answer: geometry, device, rounded length.
+    `extra` tells what also changes the answer: geometry, device, rounded length.
     """
     rows = candidates(kind)
-    if os.environ.get("ATTN_KERNELS_TUNE") != "1":
+    if not search_wanted():
         return rows[0]
-    key = f"{kind} {extra}"
+    key = f"{kind} {extra()}"
     config = tuned(key)
     if config is None and torch.cuda.is_current_stream_capturing():
         return rows[0]
@@ -322,6 +329,6 @@ def time_of(launch: Callable[[Config], object], config: Config) -> float:
 
 def key_splits(programs: int, k_len: int, block_k: int, multiprocessors: int) -> int:
     """Parts that the keys of few queries are cut in, so that all multiprocessors have work."""
-    wanted = triton.cdiv(SPLIT_TARGET * multiprocessors, max(programs, 1))
+    wanted = cdiv(SPLIT_TARGET * multiprocessors, max(programs, 1))
     most = max(1, k_len // (4 * block_k))  # a part has at least four steps
     return max(1, min(wanted, most, MAX_SPLITS))

@@ -18,6 +18,18 @@ import triton.language as tl
 
 from ..core.pattern_tiles import TILE
 
+# On the host triton's own of these take 4 us a call.
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y, rounded up."""
+    return -(-x // y)
+
+
+def power_of_2(n: int) -> int:
+    """The smallest that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
 
 def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """GEOMETRY, and the numbers that its functions below unpack."""
@@ -40,22 +52,22 @@ def is_causal(geometry: str) -> bool:
 def query_tiles(geometry: str, extent: tuple[int, ...], q_rows: int, block_q: int) -> int:
     """Tiles of one head; q_rows counts packed rows."""
     if geometry == "pattern":
-        return triton.cdiv(q_rows + block_q - 1, block_q)  # the first may hold one query
+        return cdiv(q_rows + block_q - 1, block_q)  # the first may hold one query
     if not geometry.startswith("local_2d"):
-        return triton.cdiv(q_rows, block_q)
+        return cdiv(q_rows, block_q)
     rows, cols, block_rows, block_cols, _, _ = extent
-    blocks = triton.cdiv(rows, block_rows) * triton.cdiv(cols, block_cols)
-    return blocks * triton.cdiv(block_rows * block_cols, block_q)
+    blocks = cdiv(rows, block_rows) * cdiv(cols, block_cols)
+    return blocks * cdiv(block_rows * block_cols, block_q)
 
 
 def key_tiles(geometry: str, extent: tuple[int, ...], k_len: int, block_k: int) -> int:
     """Tiles of one head's keys. On a canvas they are cells: blocks, shifted as `key_cell` tells."""
     if not geometry.startswith("local_2d"):
-        return triton.cdiv(k_len, block_k)
+        return cdiv(k_len, block_k)
     rows, cols, block_rows, block_cols, halo_rows, halo_cols = extent
-    down = triton.cdiv(rows + -halo_rows % block_rows, block_rows)
-    across = triton.cdiv(cols + -halo_cols % block_cols, block_cols)
-    return down * across * triton.cdiv(block_rows * block_cols, block_k)
+    down = cdiv(rows + -halo_rows % block_rows, block_rows)
+    across = cdiv(cols + -halo_cols % block_cols, block_cols)
+    return down * across * cdiv(block_rows * block_cols, block_k)
 
 
 def cells_are_dense(geometry: str, extent: tuple[int, ...]) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..core.ops import empty_in_layout
 from . import geometry as rules
-from .configs import Config, Kind, arch_of, choose, key_splits
+from .configs import Config, Kind, arch_of, choose, key_splits, search_wanted
 from .forward import attention_fwd_kernel, merge_splits_kernel
+from .prepared import Launch, form, known
 
 PACKED_ROWS = 128  # query heads share a tile where a head's queries fill less than this
 FEW_QUERIES = 64  # rows of a key head up to which keys are split
@@ -30,11 +30,6 @@ def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
 
 
-def run(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch a kernel. benchmarks/compiled.py stands in here, and compiles instead."""
-    kernel[grid](*args, **options)
-
-
 def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
     """The first n strides; a table that all heads share has head stride 0."""
     if x is None:
@@ -43,8 +38,7 @@ def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
                  for i, size in enumerate(x.shape[:n]))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The arguments of one operator call, checked by core/validate.py, as the kernels take them."""
 
     q: Tensor
@@ -62,6 +56,7 @@ class Call:
     clip: bool
     scale: float
     rel_scale: float
+    known: dict[Any, Any]  # what equal calls before have prepared
 
     @classmethod
     def of(
@@ -71,11 +66,11 @@ class Call:
         scale: float, rel_scale: float,
     ) -> Call:  # fmt: skip
         tensors = [contiguous_last(x) for x in (q, k, v, rel_k, rel_v, q_rel)]
-        kind, numbers = rules.kind(geometry, tuple(extent))
-        return cls(
-            *tensors, key_lengths, query_offsets, pattern, query_offset, kind, numbers, clip,
-            scale, rel_scale,
-        )  # fmt: skip
+        tensors += [key_lengths, query_offsets, pattern]
+        settings = query_offset, *rules.kind(geometry, tuple(extent)), clip, scale, rel_scale
+        precision = torch.get_float32_matmul_precision()
+        equal = known(q.device, precision, *map(form, tensors), *settings)
+        return cls(*tensors, *settings, equal)
 
     @property
     def n_rows(self) -> int:
@@ -120,8 +115,8 @@ class Call:
             "DIM": dim, "V_DIM": v_dim, "GEOMETRY": self.geometry, "REL": self.rel,
             "CAUSAL": rules.is_causal(self.geometry), "FOLDED": self.folded,
             "PRECISION": self.precision,
-            "BLOCK_D": max(16, triton.next_power_of_2(dim)),
-            "BLOCK_DV": max(16, triton.next_power_of_2(v_dim)),
+            "BLOCK_D": max(16, rules.power_of_2(dim)),
+            "BLOCK_DV": max(16, rules.power_of_2(v_dim)),
         }  # fmt: skip
 
     @property
@@ -129,7 +124,7 @@ class Call:
         """Whether a tensor descriptor can tell where K and V lie, and tiles of keys are rows."""
         one_dimension = not self.is_canvas and self.geometry != "pattern" and self.rel_k is None
         return one_dimension and all(
-            x.numel() > 0 and x.shape[3] >= 16 and x.shape[3] == triton.next_power_of_2(x.shape[3])
+            x.numel() > 0 and x.shape[3] >= 16 and x.shape[3] == rules.power_of_2(x.shape[3])
             and x.data_ptr() % 16 == 0
             and all(step > 0 and step * x.element_size() % 16 == 0 for step in x.stride()[:3])
             for x in (self.k, self.v)
@@ -143,19 +138,30 @@ class Call:
             rows = self.k.shape[2]
         else:
             rows = self.q.shape[2] * (self.group if self.packed and direction == "forward" else 1)
-        dim = max(16, triton.next_power_of_2(max(self.q.shape[3], self.v.shape[3])))
+        dim = max(16, rules.power_of_2(max(self.q.shape[3], self.v.shape[3])))
         return Kind(
             direction, arch_of(self.q.device), dim, self.q.element_size(),
             self.rel_k is not None, self.rel_v is not None,
-            min(128, triton.next_power_of_2(rows)), self.group > 1, self.geometry == "pattern",
+            min(128, rules.power_of_2(rows)), self.group > 1, self.geometry == "pattern",
             self.describable, rules.has_low(self.geometry), self.is_canvas,
         )  # fmt: skip
 
     def tuning_key(self) -> str:
         """What changes the best configuration beside its kind."""
-        rounded = [triton.next_power_of_2(max(n, 1)) for n in (self.q.shape[2], self.k.shape[2])]
+        rounded = [rules.power_of_2(n) for n in (self.q.shape[2], self.k.shape[2])]
         device = torch.cuda.get_device_name(self.q.device) if self.q.is_cuda else "interpreter"
         return f"{device} {self.geometry} {rounded}"
+
+
+def config_of(call: Call, direction: str, launch: Callable[[Config], object]) -> Config:
+    """The configuration of a kernel. `launch` runs it with one, should a search want to."""
+    key = direction, search_wanted()
+    config = call.known.get(key)
+    if config is None:
+        config = choose(call.kind(direction), call.tuning_key, launch)
+        if not (search_wanted() and torch.cuda.is_current_stream_capturing()):  # then it is final
+            call.known[key] = config
+    return config
 
 
 def forward(call: Call, config: Config | None = None) -> tuple[Tensor, Tensor]:
@@ -166,52 +172,80 @@ def forward(call: Call, config: Config | None = None) -> tuple[Tensor, Tensor]:
     if out.numel() == 0:
         return out, lse
     if config is None:
-        config = choose(
-            call.kind("forward"), call.tuning_key(), lambda c: launch_forward(call, c, out, lse)
-        )
+        config = config_of(call, "forward", lambda c: launch_forward(call, c, out, lse))
     launch_forward(call, config, out, lse)
     return out, lse
 
 
-def multiprocessors(x: Tensor) -> int:
-    """Of the tensor's device; 2 where there is none and the interpreter runs."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the device; 2 where there is none and the interpreter runs."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def split_count(call: Call, config: Config, rows: int, programs: int) -> int:
     """Parts that the keys are cut in: more than one where queries are few and keys many."""
     if rows > FEW_QUERIES or call.is_canvas:
         return 1
-    return key_splits(programs, call.k.shape[2], config.block_k, multiprocessors(call.q))
+    return key_splits(programs, call.k.shape[2], config.block_k, multiprocessors(call.q.device))
+
+
+class Forward(NamedTuple):
+    """The launches of one configuration."""
+
+    splits: int
+    described: bool
+    attention: Launch
+    merge: Launch
 
 
 def launch_forward(
     call: Call, config: Config, out: Tensor, lse: Tensor, splits: int | None = None
 ) -> None:
     """Run the forward kernel; split over keys and merged, if queries are few."""
+    key = config, splits, out.stride()
+    if key not in call.known:
+        call.known[key] = prepare_forward(call, config, out, splits)
+    plan = call.known[key]
+    part, part_lse = out, lse
+    if plan.splits > 1:
+        part, part_lse = parts_of(out, plan.splits), parts_of(lse, plan.splits)
+    rows = (None, None)
+    if plan.described:
+        rows = (descriptor(call.k, config.block_k), descriptor(call.v, config.block_k))
+    plan.attention(
+        call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths,
+        call.query_offsets, call.pattern, *rows, part, part_lse,
+    )  # fmt: skip
+    if plan.splits > 1:
+        plan.merge(part, part_lse, out, lse)
+
+
+def parts_of(x: Tensor, splits: int) -> Tensor:
+    """Room for x once for every part of the keys."""
+    return x.new_empty(splits, *x.shape, dtype=torch.float32)
+
+
+def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None) -> Forward:
     q, k, v = call.q, call.k, call.v
     batch, heads, q_len, _ = q.shape
+    v_dim = v.shape[3]
     packed = call.packed
     rows = q_len * (call.group if packed else 1)
     n_tiles = rules.query_tiles(call.geometry, call.extent, rows, config.block_q)
     programs = n_tiles * batch * (k.shape[1] if packed else heads)
     if splits is None:
         splits = split_count(call, config, rows, programs)
-    part, part_lse = out, lse
+    out_strides, between_parts = out.stride()[:3], (0, 0)
     if splits > 1:
-        part = q.new_empty(splits, *q.shape[:3], v.shape[3], dtype=torch.float32)
-        part_lse = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
-    part_strides = part.stride()[-4:-1] if splits > 1 else out.stride()[:3]
-    rows = (None, None)
-    if config.late and config.described and call.describable:
-        rows = (descriptor(k, config.block_k), descriptor(v, config.block_k))
-    run(
+        out_strides = heads * q_len * v_dim, q_len * v_dim, v_dim
+        between_parts = batch * heads * q_len * v_dim, batch * heads * q_len
+    attention = Launch(
         attention_fwd_kernel, (programs, splits),
-        q, k, v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths, call.query_offsets,
-        call.pattern, *rows, part, part_lse,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides(call.q_rel, 3), *part_strides,
-        *strides(call.rel_k, 2), *strides(call.rel_v, 2),
-        part.stride(0) if splits > 1 else 0, part_lse.stride(0) if splits > 1 else 0,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides(call.q_rel, 3), *out_strides,
+        *strides(call.rel_k, 2), *strides(call.rel_v, 2), *between_parts,
         heads, call.group, q_len, k.shape[2], call.query_offset, call.extent, n_tiles,
         call.n_rows, call.scale, call.rel_scale,
         **call.what(), PACKED=packed, SPLIT=splits > 1,
@@ -219,11 +253,11 @@ def launch_forward(
         BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    if splits > 1:
-        run(
-            merge_splits_kernel, (batch * heads * q_len,),
-            part, part_lse, out, lse, *out.stride()[:3], part.stride(0), part_lse.stride(0),
-            heads, q_len, splits,
-            V_DIM=v.shape[3], BLOCK_DV=triton.next_power_of_2(v.shape[3]),
-            BLOCK_SPLITS=triton.next_power_of_2(splits), num_warps=4,
-        )  # fmt: skip
+    merge = Launch(
+        merge_splits_kernel, (batch * heads * q_len,), *out.stride()[:3], *between_parts,
+        heads, q_len, splits,
+        V_DIM=v_dim, BLOCK_DV=rules.power_of_2(v_dim),
+        BLOCK_SPLITS=rules.power_of_2(splits), num_warps=4,
+    )  # fmt: skip
+    described = config.late and config.described and call.describable
+    return Forward(splits, described, attention, merge)

@@ -6,17 +6,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import triton
 from torch import Tensor
 
 from ..core.ops import empty_in_layout
 from . import geometry as rules
-from . import launch
 from .backward import STEP, grad_q_kernel, margin, prepare_kernel
-from .configs import Config, choose
+from .configs import Config
 from .grad_kv import grad_kv_kernel
 from .grad_table import grad_table_kernel
-from .launch import Call, contiguous_last, strides
+from .launch import Call, config_of, contiguous_last, strides
+from .prepared import Launch, form
 
 PREPARE_ROWS = 32
 # Scores by table row wait here between two kernels, for as many tiles of queries as fit.
@@ -53,6 +52,20 @@ class Backward:
             self.edges = lse.new_empty(4, *lse.shape)
             self.far = lse.new_empty(4, *lse.shape)
         self.table_grads: list[Tensor] = []
+        given = (self.grad_out, self.out, self.grad_lse, self.lse)
+        self.known = call.known.setdefault(tuple(map(form, given)), {})
+
+    def launch(self, prepare: Callable[..., Launch], *settings: object) -> Launch:
+        """What an equal call has prepared with these settings, or prepare(*settings)."""
+        key = prepare.__name__, *settings
+        if key not in self.known:
+            self.known[key] = prepare(*settings)
+        return self.known[key]
+
+    @property
+    def rel_query(self) -> Tensor:
+        """What is multiplied with rel_k."""
+        return self.call.q if self.call.q_rel is None else self.call.q_rel
 
     @property
     def sizes(self) -> tuple[object, ...]:
@@ -86,14 +99,18 @@ class Backward:
         return *strides(self.call.rel_k, 2), *strides(self.call.rel_v, 2), buffer
 
     def prepare(self, config: Config | None = None) -> None:
-        call, what = self.call, self.call.what()
-        q = call.q if call.q_rel is None else call.q_rel
+        call = self.call
+        self.launch(self.prepare_launch)(
+            self.rel_query, self.out, self.lse, self.grad_out, self.grad_lse, call.rel_k,
+            call.rel_v, self.lse_2, self.delta, self.edges,
+        )  # fmt: skip
+
+    def prepare_launch(self) -> Launch:
+        call, what, q = self.call, self.call.what(), self.rel_query
         batch, heads, q_len, _ = q.shape
-        n_tiles = triton.cdiv(padded_rows(q_len), PREPARE_ROWS)
-        launch.run(
+        n_tiles = rules.cdiv(padded_rows(q_len), PREPARE_ROWS)
+        return Launch(
             prepare_kernel, (n_tiles * batch * heads,),
-            q, self.out, self.lse, self.grad_out, self.grad_lse, call.rel_k, call.rel_v,
-            self.lse_2, self.delta, self.edges,
             *q.stride()[:3], *self.out.stride()[:3], *self.grad_out.stride()[:3],
             *self.table_strides, heads, q_len, n_tiles, call.n_rows,
             BLOCK_Q=PREPARE_ROWS, num_warps=4,
@@ -111,7 +128,7 @@ class Backward:
         tables = self.tables
         sheared, reach = [None, None], None
         if tables:
-            chunks = triton.cdiv(call.n_rows, config.block_k)
+            chunks = rules.cdiv(call.n_rows, config.block_k)
             width = chunks * config.block_k + 2 * margin(config.block_q, config.block_k)
             tile_bytes = len(tables) * config.block_q * width * call.q.element_size()
             lot = min(programs, max(1, SHEARED_BYTES // tile_bytes))
@@ -123,53 +140,61 @@ class Backward:
             ]
         for first in range(0, programs, lot):
             count = min(lot, programs - first)
-            launch.run(
-                grad_q_kernel, (count,),
-                *self.inputs, self.grad_q, self.grad_q_rel, self.far, *sheared, reach,
-                *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
-                *self.table_strides, width, *self.sizes, n_tiles, call.n_rows,
-                call.scale, call.rel_scale, first,
-                **call.what(), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
-                num_warps=config.num_warps, num_stages=config.num_stages,
-            )  # fmt: skip
-            for i in range(len(tables)):
-                self.run_grad_table(i, sheared[i], reach, n_tiles, first, count, config)
+            cut = config, first, count, n_tiles, width
+            self.launch(self.grad_q_launch, *cut)(
+                *self.inputs, self.grad_q, self.grad_q_rel, self.far, *sheared, reach
+            )
+            for i, (_, x, _) in enumerate(tables):
+                self.launch(self.grad_table_launch, i, *cut)(
+                    x, sheared[i], reach, self.table_grads[i]
+                )
+
+    def grad_q_launch(
+        self, config: Config, first: int, count: int, n_tiles: int, width: int
+    ) -> Launch:
+        """Tiles from `first` on, of n_tiles in every head; sheared scores have rows of `width`."""
+        call = self.call
+        return Launch(
+            grad_q_kernel, (count,),
+            *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
+            *self.table_strides, width, *self.sizes, n_tiles, call.n_rows,
+            call.scale, call.rel_scale, first,
+            **call.what(), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+    def grad_table_launch(
+        self, i: int, config: Config, first: int, count: int, n_tiles: int, width: int
+    ) -> Launch:
+        """What these tiles add to the gradient of table i."""
+        _, x, scale = self.tables[i]
+        rows = 64 if x.element_size() == 2 else 32
+        heads_here = (first + count - 1) // n_tiles - first // n_tiles + 1
+        return Launch(
+            grad_table_kernel, (rules.cdiv(self.call.n_rows, rows), heads_here),
+            *x.stride()[:3], width, x.shape[1], x.shape[2], n_tiles, self.call.n_rows, first, count,
+            scale,
+            DIM=x.shape[3], PRECISION=self.call.precision,
+            BLOCK_Q=config.block_q, BLOCK_K=config.block_k, BLOCK_R=rows,
+            BLOCK_D=max(16, rules.power_of_2(x.shape[3])), num_warps=4, num_stages=2,
+        )  # fmt: skip
 
     @property
     def tables(self) -> list[tuple[Tensor, Tensor, float]]:
         """Every table, what its gradient is a sum of, and by what that is scaled."""
         call = self.call
-        q_rel = call.q if call.q_rel is None else call.q_rel
-        tables = [(call.rel_k, q_rel, call.rel_scale), (call.rel_v, self.grad_out, 1.0)]
+        tables = [(call.rel_k, self.rel_query, call.rel_scale), (call.rel_v, self.grad_out, 1.0)]
         return [row for row in tables if row[0] is not None]
 
-    def run_grad_table(
-        self, i: int, sheared: Tensor, reach: Tensor, n_tiles: int, first: int, count: int,
-        config: Config,
-    ) -> None:  # fmt: skip
-        """Table i, for one lot of tiles."""
-        call, (_, x, scale) = self.call, self.tables[i]
-        rows = 64 if x.element_size() == 2 else 32
-        launch.run(
-            grad_table_kernel,
-            (
-                triton.cdiv(call.n_rows, rows),
-                (first + count - 1) // n_tiles - first // n_tiles + 1,
-            ),
-            x, sheared, reach, self.table_grads[i], *x.stride()[:3], sheared.stride(0),
-            x.shape[1], x.shape[2], n_tiles, call.n_rows, first, count, scale,
-            DIM=x.shape[3], PRECISION=call.precision,
-            BLOCK_Q=config.block_q, BLOCK_K=config.block_k, BLOCK_R=rows,
-            BLOCK_D=max(16, triton.next_power_of_2(x.shape[3])), num_warps=4, num_stages=2,
-        )  # fmt: skip
-
     def run_grad_kv(self, config: Config) -> None:
+        self.launch(self.grad_kv_launch, config)(*self.inputs, self.edges, self.grad_k, self.grad_v)
+
+    def grad_kv_launch(self, config: Config) -> Launch:
         call = self.call
         batch, k_heads, k_len, _ = call.k.shape
         n_tiles = rules.key_tiles(call.geometry, call.extent, k_len, config.block_k)
-        launch.run(
+        return Launch(
             grad_kv_kernel, (n_tiles * batch * k_heads,),
-            *self.inputs, self.edges, self.grad_k, self.grad_v,
             *self.input_strides, *self.grad_k.stride()[:3], *self.grad_v.stride()[:3],
             *self.table_strides, *self.sizes, n_tiles, call.n_rows, call.scale, call.rel_scale,
             **call.what(), DENSE=rules.cells_are_dense(call.geometry, call.extent),
@@ -224,7 +249,7 @@ def backward(
             elif configs is not None:
                 step(configs[direction])
             else:
-                step(choose(call.kind(direction), call.tuning_key(), step))
+                step(config_of(call, direction, step))
         for i, grad in enumerate(work.table_gradients()):
             tables[i] = grad
     grad_q_rel = absent() if work.grad_q_rel is None else work.grad_q_rel

@@ -24,7 +24,7 @@ import triton
 
 from attn_kernels import Causal, Full, Local2d, Pattern
 from attn_kernels.core.backends import Backend
-from attn_kernels.triton import configs, launch
+from attn_kernels.triton import configs, prepared
 from benchmarks import gpu, gpu_calls, gpu_tune, results
 from benchmarks.gpu_calls import GROUPS, OURS, Work
 from benchmarks.worker import JobError
@@ -79,6 +79,7 @@ def once(step: Any, **options: Any) -> float:
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that says it is a GPU, and stand-ins for its clock and memory."""
+    prepared.known.cache_clear()
     properties = SimpleNamespace(name="Some GPU", multi_processor_count=2, total_memory=1)
     for name, value in {
         "synchronize": None, "empty_cache": None, "memory_allocated": 1,
@@ -97,6 +98,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (gpu, gpu_tune):
         monkeypatch.setattr(module, "run_all", run_all)
     monkeypatch.setattr(gpu, "Worker", Inline)
+    monkeypatch.setattr(gpu, "captured", lambda step: step)
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     monkeypatch.setattr(gpu, "works", lambda groups: [x for x in TINY if x.group in groups])
     monkeypatch.setattr(configs, "candidates", lambda kind: [configs.Config(16, 16, 4, 1)])
@@ -126,6 +128,7 @@ def test_everything_is_checked_and_timed(tmp_path: Path) -> None:
             assert found["skipped"] == "", (work, name)
             assert (found["milliseconds"], found["rounds"]) == (2.0, [2.0])
             assert found["peak_bytes"] == 7
+            assert found["host_microseconds"] > 0
             assert found["tflops"] > 0
     assert data["results"][-1]["providers"][OURS]["gigabytes_per_second"] > 0
     (path,) = tmp_path.iterdir()
@@ -154,14 +157,14 @@ def test_wrong_values_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_failing_kernel_does_not_stop_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = launch.run
+    real = prepared.run
 
     def refuse(kernel: Any, *args: Any, **options: Any) -> None:
         if options["GEOMETRY"] == "local_2d":
             raise RuntimeError("no such kernel")
         real(kernel, *args, **options)
 
-    monkeypatch.setattr(launch, "run", refuse)
+    monkeypatch.setattr(prepared, "run", refuse)
     code, data = run(tmp_path, "--only", "local_2d")
     assert code == 1
     first, second = (row["providers"] for row in data["results"])

@@ -42,7 +42,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
 from attn_kernels.core.geometry import Geometry
-from attn_kernels.triton import configs, launch, launch_backward
+from attn_kernels.triton import configs, launch, launch_backward, prepared
 from attn_kernels.triton import geometry as rules
 
 TRITON = Target("triton")
@@ -182,6 +182,7 @@ SMALL_BFLOAT16 = [
 @pytest.fixture(autouse=True)
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The case's tile sizes for every kernel, so that small shapes have many tiles."""
+    prepared.known.cache_clear()  # launches of other tiles, or of what a test replaces
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     block = case.block if isinstance(case, Case) else (16, 16)
     how = (case.late, case.described) if isinstance(case, Case) else ()
@@ -205,13 +206,13 @@ class Launched(NamedTuple):
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launched]:
     """What the test launches, in order."""
-    seen, real = [], launch.run
+    seen, real = [], prepared.run
 
     def record(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         seen.append(Launched(kernel.fn.__name__, grid, args, options))
         real(kernel, grid, *args, **options)
 
-    monkeypatch.setattr(launch, "run", record)
+    monkeypatch.setattr(prepared, "run", record)
     return seen
 
 
@@ -371,6 +372,84 @@ def test_results_repeat() -> None:
         assert torch.equal(x, second[name]), name
 
 
+# --- Prepared launches ---
+
+
+def test_what_was_prepared_for_another_call() -> None:
+    """Calls that differ in one thing each, one after the other: none may launch for another."""
+    base = Case(Full(), 20, 24, Table(9, q_rel=True), dim=16)
+    table = base.table
+    cases = [
+        base,
+        replace(base, scale=0.3),
+        replace(base, q_len=19),
+        replace(base, k_len=23, query_offset=4),
+        replace(base, query_offset=2),
+        replace(base, query_offset=(2, 5)),
+        replace(base, key_lengths=(24, 11)),
+        replace(base, k_heads=2),
+        replace(base, value_dim=24),
+        replace(base, geometry=Causal(30), query_offset=4),
+        replace(base, geometry=Causal(7), query_offset=4),
+        replace(base, table=replace(table, beyond="zero")),
+        replace(base, table=replace(table, rel_scale=-0.4)),
+        replace(base, table=replace(table, per_head=True)),
+        replace(base, table=replace(table, q_rel=False)),
+        replace(base, table=replace(table, rel_v="shared")),
+        replace(base, table=replace(table, rel_v="per_head")),
+    ]
+    for case in cases:
+        options = {} if case.scale is None else {"scale": case.scale}
+        call = variant(case.geometry, case.table)
+        check_against_reference(call, case.inputs(), TRITON, **options)
+    inputs = base.inputs()
+    inputs = replace(inputs, grad_out=sequence_major(inputs.grad_out))
+    for x in (inputs, inputs.map(sequence_major)):
+        check_against_reference(variant(base.geometry, table), x, TRITON)
+    assert prepared.known.cache_info().currsize > len(cases)
+    check_against_reference(variant(base.geometry, table), base.inputs(torch.bfloat16), TRITON)
+
+
+def test_prepared_arguments_wait_for_tensors_only() -> None:
+    """The same call again prepares nothing; another dtype, stride or alignment does."""
+    q = torch.randn(1, 2, 20, 16)
+    for _ in range(2):
+        attention(q, q, q, Causal(), backend="triton")
+        assert prepared.known.cache_info().currsize == 1
+    unaligned = torch.randn(q.numel() + 1)[1:].view(q.shape)
+    assert unaligned.stride() == q.stride()
+    for x in (q.bfloat16(), sequence_major(q), unaligned):
+        attention(q.to(x.dtype), x, q.to(x.dtype), Causal(), backend="triton")
+    assert prepared.known.cache_info().currsize == 4
+
+
+def test_a_compiled_kernel_gets_all_arguments() -> None:
+    """The first launch goes through Triton's search; later ones give its result every parameter."""
+    launches = []
+
+    class Kernel:
+        arg_names = ("x_ptr", "y_ptr", "n", "DIM", "BLOCK")
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            def start(*args: Any, **options: Any) -> Compiled:
+                launches.append((grid, args, options))
+                return Compiled()
+
+            return start
+
+    class Compiled:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args: launches.append((grid, args))
+
+    launch_of = prepared.Launch(Kernel(), (7, 2), 5, BLOCK=16, DIM=64, num_warps=4)
+    for tensors in (("x", "y"), ("z", None)):
+        launch_of(*tensors)
+    assert launches == [
+        ((7, 2), ("x", "y", 5), {"BLOCK": 16, "DIM": 64, "num_warps": 4}),
+        ((7, 2, 1), ("z", None, 5, 64, 16)),
+    ]
+
+
 # --- The rules of the geometries ---
 
 
@@ -474,7 +553,7 @@ def test_tuning_is_cached_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     configs.tuned.cache_clear()
     kind = configs.Kind("forward", 90, 64, 2, False, False, 128)
     for _ in range(2):
-        assert configs.choose(kind, "here", lambda config: None) == rows[1]
+        assert configs.choose(kind, lambda: "here", lambda config: None) == rows[1]
     assert configs.read_cache(tmp_path / "triton.json") == {f"{kind} here": asdict(rows[1])}
     configs.tuned.cache_clear()
     (tmp_path / "triton.json").write_text("not json")
