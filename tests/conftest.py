@@ -17,6 +17,7 @@ from pathlib import Path
 # `pytest` alone finds the benchmarks, and the package where it is not installed.
 sys.path.append(str(Path(__file__).parents[1]))
 os.environ["ATTN_KERNELS_POISON"] = "1"  # read when attn_kernels loads: C++ scratch memory is NaN
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # poisoned_memory wants it on GPUs
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ from attn_kernels.core.backends import MAX_TRITON_HEAD_DIM, cpu_library, status
 
 # Inputs are small, and results do not depend on the number of threads (test_bitwise_repeatable).
 torch.set_num_threads(1)
+# float32 is float32 on GPUs too: matrix products are by default, convolutions are not.
+torch.backends.cudnn.allow_tf32 = False
 
 
 def targets() -> list[Target]:
@@ -110,6 +113,8 @@ FEW_NUMBERS = ("test_value_dim_differs", "test_query_offset")
 NOT_ON_GPUS = {
     "test_gradcheck": "differences of float64 numbers",
     "test_matches_torch_sdpa": "compares in float64",
+    "test_block_is_its_formula": "compares in float64",
+    "test_same_results": "compares with torch's layer in float64",
     "test_peak_memory_is_linear": "measures the memory of the process",
     "test_thread_count_is_obeyed": "is of the CPU's threads",
     "test_after_fork": "CUDA itself cannot be used after a fork",

@@ -48,7 +48,9 @@ def test_memory(backend: Target) -> None:
         found.append(explain(x, x, x, Causal(), backend=backend.name))
     for name in ("forward_memory", "backward_memory"):
         small, large = (getattr(each, name) for each in found)
-        assert 0 < large <= small * 2**power
+        on_chip = backend.name == "triton" and name == "forward_memory"
+        assert (large == 0) == on_chip
+        assert large <= small * 2**power
 
 
 def test_canvas(backend: Target) -> None:

@@ -305,10 +305,10 @@ class TestRelative:
         )
         layer, x, memory = randomised(layer), inputs(2, 4, 8), inputs(2, 5, 8)
         q, k, v = heads_of(layer, x, torch.cat((memory, x), 1))
-        logits = torch.empty(2, 2, 4, 9, dtype=torch.float64)
+        logits = torch.empty(2, 2, 4, 9, dtype=most_exact_dtype())
         for i in range(4):
             for j in range(9):
-                wave = sinusoids(torch.tensor(i + 5 - j), 8, form).double()
+                wave = sinusoids(torch.tensor(i + 5 - j), 8, form).to(most_exact_dtype())
                 position = layer.position(wave).view(2, 4)
                 content = ((q[:, :, i] + layer.content_bias) * k[:, :, j]).sum(-1)
                 where = ((q[:, :, i] + layer.position_bias) * position).sum(-1)

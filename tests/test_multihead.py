@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import most_exact_dtype
 from torch import Tensor, nn
 
 from attn_kernels import Pattern
@@ -16,10 +15,10 @@ KINDS = [{}, {"kdim": 8, "vdim": 12}, {"bias": False}, {"kdim": 8, "bias": False
 def pair(backend: str | None = None, **options) -> tuple[nn.Module, MultiheadAttention]:
     """torch's layer with random weights and ours with the same."""
     torch.manual_seed(0)
-    theirs = nn.MultiheadAttention(16, 4, dtype=most_exact_dtype(), **options).eval()
+    theirs = nn.MultiheadAttention(16, 4, dtype=torch.float64, **options).eval()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.4)
-    ours = MultiheadAttention(16, 4, dtype=most_exact_dtype(), backend=backend, **options).eval()
+    ours = MultiheadAttention(16, 4, dtype=torch.float64, backend=backend, **options).eval()
     assert ours.load_state_dict(theirs.state_dict(), strict=True)
     return theirs, ours
 
@@ -27,7 +26,7 @@ def pair(backend: str | None = None, **options) -> tuple[nn.Module, MultiheadAtt
 def inputs(layer: nn.Module, q_len: int = 7, k_len: int = 9) -> list[Tensor]:
     """query, key, value in the layer's own layout."""
     sizes = ((q_len, 16), (k_len, layer.kdim), (k_len, layer.vdim))
-    found = [torch.randn(3, length, dim, dtype=most_exact_dtype()) for length, dim in sizes]
+    found = [torch.randn(3, length, dim, dtype=torch.float64) for length, dim in sizes]
     return found if layer.batch_first else [x.transpose(0, 1) for x in found]
 
 
@@ -40,7 +39,7 @@ def causal(q_len: int = 7, k_len: int = 9) -> Tensor:
 
 
 def as_float(mask: Tensor) -> Tensor:
-    return torch.zeros(mask.shape, dtype=most_exact_dtype()).masked_fill(mask, -torch.inf)
+    return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(mask, -torch.inf)
 
 
 def scattered() -> Tensor:
