@@ -40,7 +40,7 @@ class Config:
     num_warps: int
     num_stages: int
     late: bool = False  # forward: a step's values are multiplied during the next step's softmax
-    described: bool = False  # late: K and V by tensor descriptors, if Kind says they can
+    described: bool = False  # forward: K and V by tensor descriptors, if Kind says they can
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,12 @@ def forward_rows(kind: Kind) -> list[Config]:
     if kind.dim > 128:
         return [Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if kind.values or (kind.relative and kind.arch < 90):
-        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
+        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
+        return [*described_bands(kind), *rows]
     if kind.relative:
-        return [Config(64, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 3),
+        rows = [Config(64, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 3),
                 Config(32, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+        return [*described_bands(kind), *rows]
     if kind.rows < 128:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
@@ -189,6 +191,20 @@ def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
         late = [row for row in late if row.block_k < 128]
         return [*rows[:1], *late] if kind.dim <= 64 else late
     return late
+
+
+def described_bands(kind: Kind) -> list[Config]:
+    """Wider tiles with a table: addresses of keys and values were what registers lacked."""
+    if kind.arch != 90 or not kind.describable:
+        return []
+    narrow = Config(64, 32, 4, 2, late=True, described=True)
+    if kind.values:
+        return [narrow] if kind.dim <= 64 else []
+    if kind.dim <= 64:
+        wide = Config(128, 64, 8, 3, late=True, described=True)
+        plain = Config(128, 64, 8, 2, described=True)
+        return [plain, wide, narrow] if kind.two_sided else [wide, plain, narrow]
+    return [narrow, Config(64, 64, 4, 2, late=True, described=True)]
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:

@@ -56,6 +56,12 @@ def phase_masked(phase, geometry, rel):
     return phase in (0, 4) if rel == "none" else phase != 3 or has_low(geometry)
 
 
+@triton.constexpr_function
+def values_wait(late, phase, rel):
+    """LATE, but not in the band, whose shear leaves no registers for it."""
+    return late and (rel == "none" or phase == 3)
+
+
 @triton.jit
 def key_phases(
     start, stop, full_start, full_stop, first, centre, n_rows,
@@ -138,8 +144,9 @@ def attention_fwd_kernel(
     PACKED: a tile holds all heads of a group, so few queries still fill it. FOLDED: one positive
     scale for both terms, applied inside exp2. SPLIT: out is float32, normalised within the part.
     LATE: a step's weights wait, as float32, for the next step to multiply them with their values
-    while its own softmax runs (wgmma is asynchronous; on sm_90 both products then have one wait).
-    k_rows, v_rows: if LATE, descriptors of keys and values in tiles [1, 1, BLOCK_K, *], or None.
+    while its own softmax runs (wgmma is asynchronous; on sm_90 both products then have one wait);
+    with a table only where all keys use its first row.
+    k_rows, v_rows: descriptors of keys and values in tiles [1, 1, BLOCK_K, *], or None.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     # the next step's previous chunk is this one's current
@@ -201,11 +208,10 @@ def attention_fwd_kernel(
     bounds = key_phases(
         start, stop, full_start, full_stop, first, centre, n_rows, GEOMETRY, REL, BLOCK_Q, BLOCK_K
     )
-    tl.static_assert(LATE or k_rows is None, "values behind stop are zeros only with a mask")
-    if LATE:
-        tl.static_assert(REL == "none" and GEOMETRY != "pattern", "a step is two products")
-        weights = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-        rescale = row_sum
+    tl.static_assert(not LATE or GEOMETRY != "pattern", "steps are not in the order of the keys")
+    if LATE:  # of the step before, until its values come; of none they are
+        waiting = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+        waiting_rescale = tl.full((BLOCK_Q,), 1.0, tl.float32)
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
             if phase == 0 and CARRIED:
@@ -220,7 +226,7 @@ def attention_fwd_kernel(
                     BLOCK_K, phase_masked(phase, GEOMETRY, REL),
                 )  # fmt: skip
                 logits = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_Q, BLOCK_K]
-                if LATE:
+                if values_wait(LATE, phase, REL):
                     before = tl.maximum(number - BLOCK_K, start)
                     _, key, valid, _ = step_keys(before, stop, places, extent, GEOMETRY, BLOCK_K)
                     # the first step has none before it: a descriptor gives zeros behind the keys
@@ -229,7 +235,7 @@ def attention_fwd_kernel(
                         v_rows, batch, k_head, before, v_ptr, stride_vs, key, valid, V_DIM,
                         BLOCK_DV, BLOCK_K, phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
-                    acc = add_values(acc, weights, rescale, v, PRECISION)
+                    acc = add_values(acc, waiting, waiting_rescale, v, PRECISION)
                 if not FOLDED:
                     logits *= scale
                 if phase == 0 and REL != "none":
@@ -253,7 +259,9 @@ def attention_fwd_kernel(
                 weights, rescale, row_max, row_sum = softmax_step(
                     logits, row_max, row_sum, factor, phase_masked(phase, GEOMETRY, REL)
                 )
-                if not LATE:
+                if values_wait(LATE, phase, REL):
+                    waiting, waiting_rescale = weights, rescale
+                else:
                     v = load_rows(
                         v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV,
                         phase_masked(phase, GEOMETRY, REL),
@@ -286,10 +294,11 @@ def attention_fwd_kernel(
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
 
     if LATE:
-        last = tl.maximum(start + (stop - start - 1) // BLOCK_K * BLOCK_K, start)
+        late_stop = stop if REL == "none" else bounds[4]
+        last = tl.maximum(start + (late_stop - start - 1) // BLOCK_K * BLOCK_K, start)
         _, key, valid, _ = step_keys(last, stop, places, extent, GEOMETRY, BLOCK_K)
         v = load_rows(v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV, True)
-        acc = add_values(acc, weights, rescale, v, PRECISION)
+        acc = add_values(acc, waiting, waiting_rescale, v, PRECISION)
     if rel_v_ptr is not None and REL == "clip":
         acc += far_low[:, None] * edge_row(rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)[None, :]
         if HAS_HIGH:

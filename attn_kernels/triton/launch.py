@@ -122,7 +122,7 @@ class Call(NamedTuple):
     @property
     def describable(self) -> bool:
         """Whether a tensor descriptor can tell where K and V lie, and tiles of keys are rows."""
-        one_dimension = not self.is_canvas and self.geometry != "pattern" and self.rel_k is None
+        one_dimension = not self.is_canvas and self.geometry != "pattern"
         return one_dimension and all(
             x.numel() > 0 and x.shape[3] >= 16 and x.shape[3] == rules.power_of_2(x.shape[3])
             and x.data_ptr() % 16 == 0
@@ -259,5 +259,5 @@ def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None)
         V_DIM=v_dim, BLOCK_DV=rules.power_of_2(v_dim),
         BLOCK_SPLITS=rules.power_of_2(splits), num_warps=4,
     )  # fmt: skip
-    described = config.late and config.described and call.describable
+    described = config.described and call.describable
     return Forward(splits, described, attention, merge)

@@ -8,6 +8,7 @@ access is checked to lie in a tensor, and programs not to touch each other's res
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -141,6 +142,12 @@ RELATIVE = [
     Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
 ]
 
+LATE_RELATIVE = [replace(case, late=True) for case in RELATIVE]
+DESCRIBED_RELATIVE = [
+    replace(case, dim=16, value_dim=32, late=late, described=True)
+    for case, late in zip(RELATIVE, itertools.cycle([True, True, False]))
+]
+
 
 def window_of_groups(i: Tensor, j: Tensor) -> Tensor:
     """A prefix and three groups of 64 keys: tiles that are seen in full, in part and by nobody."""
@@ -228,13 +235,13 @@ def test_values_and_gradients(case: Case) -> None:
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON, **options)
 
 
-@pytest.mark.parametrize("case", LATE + DESCRIBED, ids=str)
+@pytest.mark.parametrize("case", LATE + DESCRIBED + LATE_RELATIVE + DESCRIBED_RELATIVE, ids=str)
 def test_late_values(case: Case, launched: list[Launched]) -> None:
     """Values added one step late: every phase may be empty, one step long, or more."""
     options = {} if case.scale is None else {"scale": case.scale}
-    call = variant(case.geometry)
+    call = variant(case.geometry, case.table)
     check_against_reference(call, case.inputs(), TRITON, gradients=False, **options)
-    assert launched[0].options["LATE"]
+    assert launched[0].options["LATE"] == case.late
     descriptors = [x for x in launched[0].args if isinstance(x, TensorDescriptor)]
     assert len(descriptors) == (2 if case.described else 0)
 
@@ -325,7 +332,10 @@ def test_unseen_keys_of_a_pattern(table: Table | None) -> None:
         assert torch.equal(x, actual[name]), name
 
 
-UNSEEN = [PLAIN[4], PLAIN[18], SMALL, DESCRIBED[1], DESCRIBED[4], DESCRIBED[10]]
+UNSEEN = [
+    PLAIN[4], PLAIN[18], SMALL, DESCRIBED[1], DESCRIBED[4], DESCRIBED[10], DESCRIBED_RELATIVE[0],
+    DESCRIBED_RELATIVE[4],
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", UNSEEN, ids=str)
