@@ -63,6 +63,7 @@ class Kind:
     describable: bool = False  # a tensor descriptor can tell where K and V lie
     two_sided: bool = False  # spans of keys have a start as well as an end
     canvas: bool = False  # keys lie in boxes
+    one_edge: bool = False  # a causal table whose first row serves all keys before it
 
 
 @cache
@@ -108,8 +109,9 @@ def fits(kind: Kind, config: Config) -> bool:
 
 
 def band_chunks(kind: Kind) -> int:
-    """How often BLOCK_K may go into BLOCK_Q: products of the band that are carried along."""
-    return 1 if kind.direction == "grad_kv" else 2
+    """How often BLOCK_K may go into BLOCK_Q: products of the band that are carried along. Forward
+    shears weights for rel_v into two chunks, those of BLOCK_Q = BLOCK_K."""
+    return 1 if kind.direction == "grad_kv" or (kind.direction == "forward" and kind.values) else 2
 
 
 @cache
@@ -163,8 +165,7 @@ def forward_rows(kind: Kind) -> list[Config]:
     if kind.dim > 128:
         return [Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if kind.values or (kind.relative and kind.arch < 90):
-        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
-        return [*described_bands(kind), *rows]
+        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
     if kind.relative:
         rows = [Config(64, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 3),
                 Config(32, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
@@ -198,13 +199,13 @@ def described_bands(kind: Kind) -> list[Config]:
     if kind.arch != 90 or not kind.describable:
         return []
     narrow = Config(64, 32, 4, 2, late=True, described=True)
-    if kind.values:
-        return [narrow] if kind.dim <= 64 else []
     if kind.dim <= 64:
         wide = Config(128, 64, 8, 3, late=True, described=True)
         plain = Config(128, 64, 8, 2, described=True)
         return [plain, wide, narrow] if kind.two_sided else [wide, plain, narrow]
-    return [narrow, Config(64, 64, 4, 2, late=True, described=True)]
+    if kind.one_edge:
+        return [narrow, Config(64, 64, 4, 2, late=True, described=True)]
+    return [replace(narrow, num_stages=1), narrow]  # pipelined, its products are serialised (C7515)
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:

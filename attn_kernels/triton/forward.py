@@ -184,6 +184,7 @@ def attention_fwd_kernel(
     centre = 0
     if REL != "none":
         tl.static_assert(BLOCK_Q <= 2 * BLOCK_K, "a tile's band is at most three chunks")
+        tl.static_assert(rel_v_ptr is None or BLOCK_Q <= BLOCK_K, "weights are sheared into two")
         centre = n_rows - 1 if CAUSAL else (n_rows - 1) // 2
         q_rel = q
         if q_rel_ptr is not None:

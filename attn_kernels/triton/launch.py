@@ -144,6 +144,7 @@ class Call(NamedTuple):
             self.rel_k is not None, self.rel_v is not None,
             min(128, rules.power_of_2(rows)), self.group > 1, self.geometry == "pattern",
             self.describable, rules.has_low(self.geometry), self.is_canvas,
+            self.rel == "clip" and rules.is_causal(self.geometry),
         )  # fmt: skip
 
     def tuning_key(self) -> str:

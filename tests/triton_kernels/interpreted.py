@@ -132,6 +132,7 @@ RELATIVE = [
     Case(Local1d(16, 8, 8, causal=False), 50, table=Table(17, rel_scale=0.7)),
     Case(Local1d(20, 10), 45, table=Table(30, q_rel=True, beyond="zero")),
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16)),
+    Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16), k_heads=2),
     Case(Full(), 50, 60, table=Table(41, q_rel=True), block=(32, 16)),
     # keys that end, inside a step, before the table begins (wrote outside of its scratch, once)
     Case(Causal(), 50, table=Table(9), key_lengths=(20, 15)),
