@@ -33,8 +33,8 @@ def outcome(model: nn.Module, run: Run, backend: str) -> dict[str, Tensor]:
 
 def check_backends_agree(model: nn.Module, run: Run, backend: str) -> None:
     """run(model) -> (output, loss) gives the same with `backend` as with the dense reference, in
-    float64 (where the backend has it) and float32, gradients of all parameters included. run moves its inputs' dtype itself
-    if they are floating (`model_dtype`); dropout is off."""
+    float64 (where the backend has it) and float32, gradients of all parameters included. run moves
+    its inputs' dtype itself if they are floating (`model_dtype`); dropout is off."""
     model.eval()
     for dtype in dict.fromkeys((most_exact_dtype(), torch.float32)):
         tolerance = TOLERANCES[dtype]

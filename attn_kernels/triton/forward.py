@@ -58,7 +58,7 @@ def phase_masked(phase, geometry, rel):
 
 @triton.constexpr_function
 def values_wait(late, phase, rel):
-    """LATE, but not in the band, whose shear leaves no registers for it."""
+    """LATE; with a table only in its phase 3, as the band's shear leaves no registers."""
     return late and (rel == "none" or phase == 3)
 
 
@@ -146,7 +146,7 @@ def attention_fwd_kernel(
     LATE: a step's weights wait, as float32, for the next step to multiply them with their values
     while its own softmax runs (wgmma is asynchronous; on sm_90 both products then have one wait);
     with a table only where all keys use its first row.
-    k_rows, v_rows: descriptors of keys and values in tiles [1, 1, BLOCK_K, *], or None.
+    k_rows, v_rows: descriptors of keys and of values that wait, tiles [1, 1, BLOCK_K, *]; or None.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     # the next step's previous chunk is this one's current

@@ -156,12 +156,12 @@ class Call(NamedTuple):
 
 def config_of(call: Call, direction: str, launch: Callable[[Config], object]) -> Config:
     """The configuration of a kernel. `launch` runs it with one, should a search want to."""
-    key = direction, search_wanted()
-    config = call.known.get(key)
+    searches = search_wanted()
+    config = call.known.get((direction, searches))
     if config is None:
         config = choose(call.kind(direction), call.tuning_key, launch)
-        if not (search_wanted() and torch.cuda.is_current_stream_capturing()):  # then it is final
-            call.known[key] = config
+        if not (searches and torch.cuda.is_current_stream_capturing()):  # then it is final
+            call.known[direction, searches] = config
     return config
 
 

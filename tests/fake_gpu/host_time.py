@@ -3,6 +3,7 @@
 build/fake_gpu/python tests/fake_gpu/host_time.py
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def microseconds(call: Callable[[], object], calls: int = 50, rounds: int = 10) 
 x, token, cache = new(1, 8, 1024, 64), new(1, 32, 1, 128), new(1, 8, 8192, 128)
 image, canvas = new(1, 8, 4096, 64), Local2d((64, 64), (8, 8), (4, 4))
 leaf, table = new(1, 8, 1024, 64, grad=True), new(8, 1024, 64, grad=True)
-relative = Relative(table.detach())
+relative, length = Relative(table.detach()), itertools.count(4096)
 CALLS = {
     "causal": lambda: attention(x, x, x, Causal()),
     "causal, both ways": lambda: attention(leaf, leaf, leaf, Causal()).backward(x),
@@ -43,6 +44,7 @@ CALLS = {
     "relative, both ways": lambda: attention(leaf, x, x, Causal(), Relative(table)).backward(x),
     "local_2d": lambda: attention(image, image, image, canvas),
     "decode": lambda: attention(token, cache, cache, Causal()),
+    "decode, growing": lambda: attention(token, *[cache[:, :, : next(length)]] * 2, Causal()),
     "torch": lambda: sdpa(x, x, x, is_causal=True),
     "torch, both ways": lambda: sdpa(leaf, leaf, leaf, is_causal=True).backward(x),
 }
