@@ -49,8 +49,7 @@ def test_memory(backend: Target) -> None:
     for name in ("forward_memory", "backward_memory"):
         small, large = (getattr(each, name) for each in found)
         on_chip = backend.name == "triton" and name == "forward_memory"
-        assert (large == 0) == on_chip
-        assert large <= small * 2**power
+        assert large == 0 if on_chip else 0 < large <= small * 2**power
 
 
 def test_canvas(backend: Target) -> None:
