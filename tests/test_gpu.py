@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from common import Inputs, Target, Variant, make_inputs, run
 from test_torch import CAUSAL, RELATIVE, VARIANTS, inputs_of, with_entries
 from torch import Tensor
 
+from attn_kernels import attention
 from attn_kernels.core.backends import status
 
 TRITON = status("triton")
@@ -36,8 +37,7 @@ def compute(variant: Variant, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def check_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name, x in expected.items():
-        assert torch.equal(found[name], x), name
+    assert [name for name, x in expected.items() if not torch.equal(found[name], x)] == []
 
 
 def overwrite(inputs: Inputs, others: Inputs) -> None:
@@ -109,3 +109,86 @@ def test_memory_is_linear(backend: Target, variant: Variant) -> None:
         extra[length] = torch.cuda.max_memory_allocated() - before
     assert extra[32768] <= 2.1 * extra[16384]
     assert extra[32768] < 32768 * 32768 * 4 / 4
+
+
+# --- Several GPUs ---
+
+SEVERAL = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+OTHERS = range(1, torch.cuda.device_count())
+
+
+def on_gpu(inputs: Inputs, number: int) -> Inputs:
+    given = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    tensors = {name: x.to(f"cuda:{number}") for name, x in given.items() if isinstance(x, Tensor)}
+    return replace(inputs, **tensors)
+
+
+@SEVERAL
+@pytest.mark.parametrize("name", CALLS)
+def test_another_gpu_than_the_current(backend: Target, name: str) -> None:
+    """Kernels run where their inputs are, in that GPU's current stream, forward and backward."""
+    variant, inputs = call_of(name, seed=0)
+    inputs = on_gpu(inputs, 1)
+    with torch.cuda.device(1):
+        expected = compute(variant, inputs)
+        torch.cuda.synchronize()
+    late = inputs.map(lambda x: torch.full_like(x, math.nan))
+    with torch.cuda.stream(torch.cuda.Stream(1)), torch.cuda.device(0):
+        with torch.cuda.device(1):
+            torch.cuda._sleep(50_000_000)
+            overwrite(late, inputs)
+        found = compute(variant, late)
+        assert torch.cuda.current_device() == 0
+    torch.cuda.synchronize(1)
+    check_same(found, expected)
+
+
+@SEVERAL
+@pytest.mark.parametrize("variant", [CAUSAL, RELATIVE], ids=str)
+def test_gpus_take_turns(backend: Target, variant: Variant) -> None:
+    """What one GPU has prepared for a call serves no other one, of whatever architecture."""
+    inputs = make_inputs(variant, (192,), dim=64, dtype=torch.bfloat16)
+    found = [compute(variant, on_gpu(inputs, number)) for number in (0, 1, 0, 1)]
+    check_same(found[2], found[0])
+    check_same(found[3], found[1])
+
+
+@SEVERAL
+def test_compiled_for_another_gpu(backend: Target) -> None:
+    """torch.compile holds a call for a GPU that is not the current one."""
+    torch._dynamo.reset()
+    variant, inputs = call_of("relative", seed=0)
+    inputs = on_gpu(inputs, 1)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def compiled(leaves: Inputs, **options: object) -> tuple[Tensor, Tensor]:
+        return variant(leaves, **options)
+
+    found = run(compiled, inputs, backend="triton", return_lse=True)
+    check_same(found, compute(variant, inputs))
+
+
+@SEVERAL
+def test_inputs_on_two_gpus(backend: Target) -> None:
+    q, k = (torch.randn(1, 2, 8, 16, device=f"cuda:{number}") for number in (0, 1))
+    with pytest.raises(ValueError, match="k must be on device cuda:0 like q, got cuda:1"):
+        attention(q, k, k)
+
+
+@SEVERAL
+def test_every_gpu_is_asked_for_itself(backend: Target) -> None:
+    """Configurations follow the GPU of the inputs, and one that is too old takes the reference."""
+    from attn_kernels.triton.configs import arch_of
+    from attn_kernels.triton.launch import multiprocessors
+
+    for number in OTHERS:
+        device = torch.device("cuda", number)
+        found = torch.cuda.get_device_properties(device)
+        assert arch_of(device) == 10 * found.major + found.minor
+        assert multiprocessors(device) == found.multi_processor_count
+        q = torch.randn(1, 2, 8, 16, device=device)
+        if found.major >= 8:
+            attention(q, q, q, backend="triton")
+        else:
+            with pytest.raises(NotImplementedError, match=f"8.0, got {found.name}"):
+                attention(q, q, q, backend="triton")

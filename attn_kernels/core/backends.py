@@ -112,18 +112,21 @@ cpu_library = CpuLibrary()
 HAS_TRITON = find_spec("triton") is not None
 
 
-def triton_error() -> str:
-    """Why the Triton backend cannot run on this machine, or "". torch.compile sees no caches."""
-    return find_triton_error() if torch.compiler.is_compiling() else known_triton_error()
+def triton_error(device: torch.device | None = None) -> str:
+    """Why the Triton backend cannot run on a GPU, or "". None is the current one, which changes."""
+    if device is None or torch.compiler.is_compiling():  # which sees no caches
+        return find_triton_error(device)
+    return known_triton_error(device)
 
 
-def find_triton_error() -> str:
+def find_triton_error(device: torch.device | None) -> str:
     if not HAS_TRITON:
         return "triton is not installed: run `pip install triton`"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return f"it needs compute capability 8.0, got {torch.cuda.get_device_name()}"
+    found = torch.cuda.get_device_properties(device)
+    if torch.version.hip is None and (found.major, found.minor) < (8, 0):
+        return f"it needs compute capability 8.0, got {found.name}"
     return ""
 
 
@@ -156,7 +159,7 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
     if name == REFERENCE:
         return None
     if name == "triton":
-        return triton_error() or triton_limit(q, v)
+        return triton_error(q.device if q.is_cuda else None) or triton_limit(q, v)
     if name != "cpu":
         return status(name).reason
     if not q.is_cpu:

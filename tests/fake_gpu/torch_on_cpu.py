@@ -33,8 +33,8 @@ def on_cpu(x: Tensor) -> Tensor:
     return flat.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
-def on_cuda(x: Tensor) -> Tensor:
-    out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+def on_cuda(x: Tensor, device: torch.device) -> Tensor:
+    out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
     on_cpu(out).copy_(x)
     return out
 
@@ -54,14 +54,19 @@ def computed_on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def kernel(*values: Any, **options: Any) -> Any:
         arguments: list[tuple[Tensor, Tensor]] = []  # on the CPU, on the device
+        devices: list[torch.device] = []  # the first is the result's
 
         def to_cpu(x: Any) -> Any:
             if isinstance(x, Tensor) and x.is_cuda:
                 arguments.append((on_cpu(x), x))
+                devices.append(x.device)
                 return arguments[-1][0]
             if isinstance(x, torch.Generator):
                 return generator_on_cpu(x)
-            return torch.device("cpu") if isinstance(x, torch.device) else x
+            if isinstance(x, torch.device):
+                devices.insert(0, x)
+                return torch.device("cpu")
+            return x
 
         def to_cuda(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -71,7 +76,7 @@ def computed_on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
                     if x.shape != theirs.shape:
                         on_cpu(theirs.resize_(x.shape)).copy_(x)
                     return theirs
-            return on_cuda(x)
+            return on_cuda(x, devices[0])
 
         values, options = tree_map(to_cpu, (values, options))
         # A number that torch had made a tensor comes as a number, which not every operator takes.
