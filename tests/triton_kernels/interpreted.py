@@ -584,10 +584,26 @@ def test_the_interpreter_notices() -> None:
         tl.store(x_ptr + tl.arange(0, n), 0.0)
 
     @triton.jit
+    def copy(x_ptr, y_ptr, n: tl.constexpr):
+        tl.store(y_ptr + tl.arange(0, n), tl.load(x_ptr + tl.arange(0, n)))
+
+    @triton.jit
     def race(x_ptr):
         tl.store(x_ptr, tl.program_id(0).to(tl.float32))
 
+    @triton.jit
+    def described(rows, out_ptr):
+        tl.store(out_ptr + tl.arange(0, 16), rows.load([3, 0]).reshape(16))
+
     with pytest.raises(Exception, match="OutOfBounds"):
         out_of_bounds[(1,)](torch.zeros(4), n=8)
+    pair = torch.zeros(2, 8)
+    with pytest.raises(Exception, match="store: 8 lanes"):  # into what lies behind
+        copy[(1,)](torch.zeros(16), pair[0], n=16)
+    with pytest.raises(Exception, match="load: 3 lanes"):  # what lies in between
+        copy[(1,)](pair[:, 0], torch.zeros(4), n=4)
+    table, rest = torch.arange(64.0).view(4, 16), torch.zeros(32)
+    described[(1,)](TensorDescriptor.from_tensor(table, [1, 16]), rest[16:])
+    assert rest.tolist() == [0.0] * 16 + list(range(48, 64))
     with pytest.raises(Exception, match="Race"):
         race[(2,)](torch.zeros(1))

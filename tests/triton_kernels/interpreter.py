@@ -1,8 +1,8 @@
 """Triton's interpreter, repaired and made strict: bfloat16 is right, and memory errors raise.
 
 The interpreter of triton 3.6 holds bfloat16 as uint16: its products multiply bit patterns, and its
-casts truncate. install() mends both, and checks every access against the tensors of the launch, and
-that no program reads or writes what another one wrote.
+casts truncate. install() mends both, and checks that every access stays among the elements of the
+tensor that its pointer came with, and that no program reads or writes what another one wrote.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 import triton.language as tl
 import triton.runtime.interpreter as base
 
+APART = 40  # kernels see the tensors of a launch at addresses 2^APART from each other
+
 
 class OutOfBounds(RuntimeError):
-    """An access outside every tensor that the kernel was given."""
+    """An access beside the elements of the tensor that the pointer came with."""
 
 
 class Race(RuntimeError):
@@ -26,50 +28,87 @@ class Race(RuntimeError):
 
 
 class Region:
-    """A tensor's memory, with the program that last wrote and read each byte."""
+    """A storage, with the program that last wrote and read each byte."""
 
     def __init__(self, start: int, size: int) -> None:
-        self.start, self.size = start, size
+        self.start = start
         self.writer = np.full(size, -1, np.int32)
         self.reader = np.full(size, -1, np.int32)
+
+
+class Argument:
+    """A tensor of a launch: where kernels see it, what lies there, and where that really is."""
+
+    def __init__(self, x: Any, number: int, region: Region) -> None:
+        self.start, self.size, self.region = x.data_ptr(), x.element_size(), region
+        self.address = (number << APART) + (1 << APART - 1) + self.start % 4096  # aligned alike
+        last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+        self.elements = np.zeros(last + 1 if x.numel() else 1, bool)  # between them may be gaps
+        np.lib.stride_tricks.as_strided(self.elements, x.shape, x.stride())[...] = True
+
+    def holds(self, at: np.ndarray) -> np.ndarray:
+        """Whether an element begins at these offsets in bytes."""
+        inside = (at >= 0) & (at < self.elements.size * self.size) & (at % self.size == 0)
+        return inside & self.elements[np.where(inside, at // self.size, 0)]
 
 
 class CheckedMemory:
     """Stands in for the interpreter's own memory module."""
 
     def __init__(self, real: Any) -> None:
-        self.real, self.regions, self.program = real, [], 0
+        self.real, self.program = real, 0
+        self.arguments: dict[int, Argument] = {}
+        self.regions: dict[int, Region] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("atomic"):
+            raise NotImplementedError("atomics are not checked: no kernel has any")
         return getattr(self.real, name)
 
-    def check(self, pointers: np.ndarray, mask: np.ndarray, size: int, writes: bool) -> None:
-        """Raise unless every active lane is inside a tensor and no other program's business."""
-        active = np.broadcast_to(pointers, mask.shape)[mask].astype(np.int64)
-        inside = np.zeros(active.shape, bool)
-        for region in self.regions:
-            at = active - region.start
-            here = (at >= 0) & (at + size <= region.size)
-            inside |= here
-            at = at[here]
-            if ((region.writer[at] >= 0) & (region.writer[at] != self.program)).any():
-                raise Race(f"program {self.program} touches what another program wrote")
-            if writes:
-                if ((region.reader[at] >= 0) & (region.reader[at] != self.program)).any():
-                    raise Race(f"program {self.program} writes what another program read")
-                region.writer[at] = self.program
-            else:
-                region.reader[at] = self.program
-        if not inside.all():
-            raise OutOfBounds(f"{'store' if writes else 'load'}: {(~inside).sum()} lanes")
+    def address_of(self, x: Any) -> int:
+        """The address at which this launch's kernel sees a tensor."""
+        storage, number = x.untyped_storage(), len(self.arguments) + 1
+        start = storage.data_ptr()
+        if start not in self.regions:
+            self.regions[start] = Region(start, storage.nbytes())
+        self.arguments[number] = Argument(x, number, self.regions[start])
+        return self.arguments[number].address
+
+    def found(self, pointers: Any, mask: Any, size: int, writes: bool) -> np.ndarray:
+        """Where active lanes really are: each at an element, and no other program's business."""
+        addresses = np.broadcast_to(pointers, mask.shape).astype(np.int64)
+        mask = np.asarray(mask, bool)  # they may be the numbers 0 and 1
+        active = addresses[mask]
+        owners = active >> APART
+        for number in np.unique(owners):
+            here, argument = owners == number, self.arguments.get(number)
+            at = active[here] - argument.address if argument else active[here]
+            inside = argument.holds(at) if argument else np.zeros(at.shape, bool)
+            if not inside.all() or size != argument.size:
+                raise OutOfBounds(f"{'store' if writes else 'load'}: {(~inside).sum()} lanes")
+            active[here] = at + argument.start
+            self.check_race(argument.region, active[here] - argument.region.start, writes)
+        addresses[mask] = active
+        return addresses.astype(np.uint64)
+
+    def check_race(self, region: Region, at: np.ndarray, writes: bool) -> None:
+        """Raise if these bytes are another program's business."""
+        if ((region.writer[at] >= 0) & (region.writer[at] != self.program)).any():
+            raise Race(f"program {self.program} touches what another program wrote")
+        if writes:
+            if ((region.reader[at] >= 0) & (region.reader[at] != self.program)).any():
+                raise Race(f"program {self.program} writes what another program read")
+            region.writer[at] = self.program
+        else:
+            region.reader[at] = self.program
 
     def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
-        self.check(pointers, mask, np.dtype(dtype).itemsize, writes=False)
-        return self.real.load(pointers, mask, other, dtype)
+        real = self.found(pointers, mask, np.dtype(dtype).itemsize, writes=False)
+        return self.real.load(real, mask, other, dtype)
 
     def store(self, pointers: Any, value: Any, mask: Any) -> Any:
-        self.check(pointers, mask, value.dtype.itemsize, writes=True)
-        return self.real.store(pointers, value, mask)
+        real = self.found(pointers, mask, value.dtype.itemsize, writes=True)
+        return self.real.store(real, value, mask)
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
@@ -94,7 +133,7 @@ def install() -> CheckedMemory:
     base._interpreter = memory
     builder = base.InterpreterBuilder
     cast, set_grid_idx = builder.cast_impl, builder.set_grid_idx
-    init_args = base.GridExecutor._init_args_hst
+    init_args, convert = base.GridExecutor._init_args_hst, base._implicit_cvt
 
     def create_dot(self: Any, a: Any, b: Any, acc: Any, precision: Any, imprecise: Any) -> Any:
         product = np.matmul(widened(a), widened(b), dtype=acc.data.dtype)
@@ -111,20 +150,21 @@ def install() -> CheckedMemory:
         memory.program = (x * self.grid_dim[1] + y) * self.grid_dim[2] + z
         return set_grid_idx(self, x, y, z)
 
-    def take_regions(self: Any, args: Any, kwargs: Any) -> Any:
-        host = init_args(self, args, kwargs)
-        storages = {}
-        for x in (*host[0], *host[1].values()):
-            if hasattr(x, "untyped_storage"):
-                storage = x.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        memory.regions = [Region(start, size) for start, size in storages.items()]
-        return host
+    def begin_launch(self: Any, args: Any, kwargs: Any) -> Any:
+        memory.arguments, memory.regions = {}, {}
+        return init_args(self, args, kwargs)
+
+    def convert_argument(x: Any) -> Any:
+        converted = convert(x)
+        if hasattr(x, "data_ptr"):
+            converted.handle.data[0] = memory.address_of(x)
+        return converted
 
     builder.create_dot = create_dot
     builder.cast_impl = cast_impl
     builder.set_grid_idx = set_program
-    base.GridExecutor._init_args_hst = take_regions
+    base.GridExecutor._init_args_hst = begin_launch
+    base._implicit_cvt = convert_argument
     return memory
 
 
