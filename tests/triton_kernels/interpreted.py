@@ -3,7 +3,7 @@
 pytest tests/triton_kernels/interpreted.py        in a process of its own: tests/test_triton.py starts it
 
 The public functions run with backend="triton" on CPU tensors; memory is poisoned (conftest.py), every
-access is checked to lie in a tensor, and programs not to touch each other's results.
+access is checked to lie in its own tensor, and programs not to touch each other's results.
 """
 
 from __future__ import annotations
