@@ -29,12 +29,13 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attn_kernels.triton import launch, prepared
-from attn_kernels.triton.configs import Config, candidates, shared_limit
+from attn_kernels.triton.configs import Config, Kind, candidates, shared_bytes, shared_limit
 from attn_kernels.triton.launch_backward import backward_launches
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+BARRIERS = 128  # bytes of shared memory that no tile takes
 MATRIX = r"HGMMA|HMMA|UTC\w*MMA|IMMA|v_mfma\w*"
 
 
@@ -51,6 +52,7 @@ class Case:
     q_len: int = 4096
     k_len: int = 4096
     group: int = 1
+    describable: bool = True  # or as if no tensor descriptor could tell where the rows lie
 
 
 GEOMETRIES = (
@@ -70,8 +72,12 @@ CASES = (
     Case("relative-full", "full", rows=2047),
     Case("relative-window", "causal", (512,), rows=512),
     Case("relative-local", "local_1d", (256, 256, 0, 1), rows=512),
+    Case("relative-around", "local_1d", (256, 256, 256, 0), rows=511),
     Case("relative-values", "full", rows=2047, values=True),
     Case("relative-pattern", "pattern", (4096, 4096, 0), rows=2047),
+    Case("causal-plain", "causal", (0,), describable=False),
+    Case("relative-plain", "causal", (0,), rows=1024, describable=False),
+    Case("relative-full-plain", "full", rows=2047, describable=False),
 )
 
 
@@ -89,6 +95,7 @@ class Compiled:
     registers: int = 0
     spills: int = 0  # bytes of local memory, or spilled registers on AMD
     shared: int = 0
+    bound: int = 0  # of shared memory, as configs.py estimates it; 0 where it does not
     matrix: dict[str, int] = field(default_factory=dict)  # instructions of the longest loop
     loops: list[int] = field(default_factory=list)  # instructions of every innermost loop
     spilling: float = 0.0  # the largest share of local memory in a loop's instructions
@@ -97,9 +104,10 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """It compiled, without spills, into a device's shared memory."""
+        """It compiled, without spills, into a device's shared memory and what is expected of it."""
         arch = 0 if self.target.startswith("gfx") else int(self.target[3:])
-        return not self.error and self.spills == 0 and self.shared <= shared_limit(arch)
+        most = min(shared_limit(arch), self.bound or shared_limit(arch))
+        return not self.error and self.spills == 0 and self.shared <= most
 
 
 # --- From a launch to a compilation ---
@@ -187,26 +195,31 @@ def call_of(case: Case, dtype: torch.dtype, dim: int) -> launch.Call:
     )  # fmt: skip
 
 
-def work_of(case: Case, dtype: torch.dtype, dim: int, arch: int) -> Iterator[tuple[Config, Launch]]:
+def work_of(
+    case: Case, dtype: torch.dtype, dim: int, arch: int
+) -> Iterator[tuple[Kind | None, Config, Launch]]:
     """Every launch of the case, forward and backward, in default configurations."""
     call = call_of(case, dtype, dim)
 
-    def default(direction: str) -> Config:
-        return candidates(replace(call.kind(direction), arch=arch))[0]
+    def kind_of(direction: str) -> Kind:
+        kind = call.kind(direction)
+        return replace(kind, arch=arch, describable=kind.describable and case.describable)
 
     q, v = call.q, call.v
     out = torch.empty(*q.shape[:3], v.shape[3], dtype=dtype, device="meta")
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device="meta")
-    config = default("forward")
+    kind = kind_of("forward")
+    config = candidates(kind)[0]
     splits = 8 if case.name == "decode" else 1
     for each in launches_of(lambda: launch.launch_forward(call, config, out, lse, splits)):
-        yield config, each
+        yield kind, config, each
     if case.name == "decode":
         return
     for direction, work in backward_launches(call, out, out, None, lse):
-        config = default(direction) if direction else Config(0, 0, 4, 1)
+        kind = kind_of(direction) if direction else None
+        config = candidates(kind)[0] if kind else Config(0, 0, 4, 1)
         for each in launches_of(lambda work=work, config=config: work(config)):
-            yield config, each
+            yield kind, config, each
 
 
 # --- Reading machine code ---
@@ -297,10 +310,13 @@ def compile_case(
 ) -> Iterator[Compiled]:
     """Everything that the case launches, of kernels whose name contains `kernel`."""
     arch = 0 if target.startswith("gfx") else int(target[3:])
-    for config, each in work_of(case, DTYPES[dtype], dim, arch):
-        if kernel not in each.kernel.__name__:
+    for kind, config, each in work_of(case, DTYPES[dtype], dim, arch):
+        name = each.kernel.__name__
+        if kernel not in name:
             continue
-        found = Compiled(each.kernel.__name__, case.name, target, dtype, dim, config)
+        found = Compiled(name, case.name, target, dtype, dim, config)
+        if kind is not None and name in ("attention_fwd_kernel", f"{kind.direction}_kernel"):
+            found.bound = shared_bytes(kind, config) + BARRIERS
         yield compile_launch(found, each)
 
 
@@ -311,18 +327,18 @@ def row_of(found: Compiled) -> str:
     """One line of the table."""
     config = found.config
     shape = f"{config.block_q}x{config.block_k} w{config.num_warps} s{config.num_stages}"
-    shape += " late" * config.late + " tma" * config.described
+    shape += " late" * config.late + " tma" * config.described + " whole" * config.whole
     matrix = " ".join(f"{name} {n}" for name, n in found.matrix.items())
     text = (
         f"{found.case:16} {found.kernel:24} {found.target:7} {found.dtype:5} {found.dim:4}"
-        f" {shape:21} {found.registers:4} {found.spills:6} {found.spilling:5.1%} {found.shared:7}"
+        f" {shape:27} {found.registers:4} {found.spills:6} {found.spilling:5.1%} {found.shared:7}"
         f" {'/'.join(map(str, found.loops)):15} {matrix}"
     )
     return f"{text} {found.notes} {found.error}".rstrip()
 
 
 HEADER = (
-    f"{'case':16} {'kernel':24} {'target':7} {'dtype':5} {'dim':>4} {'tile':21} {'regs':>4}"
+    f"{'case':16} {'kernel':24} {'target':7} {'dtype':5} {'dim':>4} {'tile':27} {'regs':>4}"
     f" {'spills':>6} {'loops':>5} {'shared':>7} {'instructions':15} of which matrix, in the longest"
 )
 
@@ -339,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     names = chosen.only.split(",") if chosen.only else [case.name for case in CASES]
     found: list[Compiled] = []
-    print(HEADER, flush=True)
+    print(f"triton {triton.__version__}\n{HEADER}", flush=True)
     for case in (case for case in CASES if case.name in names):
         for target in chosen.target.split(","):
             for dtype in chosen.dtype.split(","):

@@ -25,9 +25,14 @@ from .worker import JobError, Worker, run_all
 
 
 def searched(kind: Kind) -> list[Config]:
-    """The candidates of configs.py, and every other size that fits."""
-    sizes = (16, 32, 64, 128)
-    grid = [Config(*x) for x in product(sizes, sizes, (4, 8), (1, 2, 3, 4))]
+    """The candidates of configs.py, and every other size that fits, in every way."""
+    sizes = (32, 64, 128)
+    ways: list[dict[str, bool]] = [{}]
+    if kind.describable and kind.arch >= 90:
+        ways.append({"described": True, "late": kind.direction == "forward"})
+    if kind.relative and kind.direction != "grad_kv":
+        ways += [way | {"whole": True} for way in ways]
+    grid = [Config(*x, **way) for way in ways for x in product(sizes, sizes, (4, 8), (1, 2, 3))]
     return list(dict.fromkeys([*candidates(kind), *(x for x in grid if fits(kind, x))]))
 
 

@@ -5,7 +5,11 @@
 
 The weights are computed again from lse. With a table, dS (and P, for rel_v) is left behind by table
 row, for grad_table.py to multiply; and far holds, for every query, what falls beyond a clipped
-table's first and last row.
+table's first and last row. There S and dP have one term e of the table for all keys of a query, so
+
+    P = exp(S - (lse - e))    dP - delta = dO V^T - (delta - e')
+
+and lse and delta come in three sorts: for keys within the table, before and behind it.
 """
 
 from __future__ import annotations
@@ -17,12 +21,24 @@ from .forward import (
     NO_SPECIALIZATION,
     entry_sizes,
     key_phases,
+    load_step,
     phase_exists,
     phase_masked,
 )
-from .geometry import clamp, pattern_reach, query_tile, sees, step_keys
+from .geometry import (
+    block_box,
+    block_place,
+    box_position,
+    clamp,
+    is_canvas,
+    pattern_reach,
+    query_tile,
+    sees,
+    step_keys,
+)
 from .score import (
     band_step,
+    band_whole,
     earlier_products,
     edge_product,
     edge_row,
@@ -32,47 +48,72 @@ from .score import (
 )
 from .softmax import LOG2_E
 
-STEP = tl.constexpr(128)  # the most queries of a step
+
+@triton.constexpr_function
+def key_side(phase, rel):
+    """Which sort of lse and delta a phase of key_phases takes."""
+    return {3: 1, 1: 2}.get(phase, 0) if rel == "clip" else 0
 
 
 @triton.jit
-def padded(q_len):
-    """Length of a head's lse and delta: grad_kv's last step begins at any query, and is whole."""
-    return (q_len + STEP) // 16 * 16 + 16
-
-
-@triton.jit
-def load_sums(lse_ptr, delta_ptr, home, index, valid, MASKED: tl.constexpr):
+def load_sums(
+    lse_ptr, delta_ptr, stride, home, index, valid, SIDE: tl.constexpr, VALUES: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
     """lse and delta as prepare_kernel left them, also of a step's rows behind the last query;
-    MASKED: of any rows."""
+    MASKED: of any rows. VALUES: delta has sorts as well."""
+    lse_ptr += SIDE * stride + home
+    delta_ptr += home
+    if VALUES:
+        delta_ptr += SIDE * stride
     if MASKED:
-        lse = tl.load(lse_ptr + home + index, mask=valid, other=float("inf"))
-        return lse, tl.load(delta_ptr + home + index, mask=valid, other=0.0)
+        lse = tl.load(lse_ptr + index, mask=valid, other=float("inf"))
+        return lse, tl.load(delta_ptr + index, mask=valid, other=0.0)
     else:
-        return tl.load(lse_ptr + home + index), tl.load(delta_ptr + home + index)
+        return tl.load(lse_ptr + index), tl.load(delta_ptr + index)
+
+
+@triton.jit
+def store_sides(
+    x, ptr, stride, index, stop, rows, table_ptr, stride_row, n_rows, rel_scale,
+    SIDES: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """x for keys within the table, before it and behind it, where each row's product with the
+    table's first or last row is subtracted."""
+    tl.store(ptr + index, x, mask=index < stop)
+    for side in tl.static_range(1, SIDES):
+        table_row = 0 if side == 1 else n_rows - 1
+        edge = edge_product(rows, table_ptr, stride_row, table_row, DIM, BLOCK_D) * rel_scale
+        tl.store(ptr + side * stride + index, x - edge, mask=index < stop)
 
 
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def prepare_kernel(
     q_ptr, out_ptr, lse_ptr, grad_out_ptr, grad_lse_ptr, rel_k_ptr, rel_v_ptr,
-    lse_2_ptr, delta_ptr, edges_ptr,
+    lse_2_ptr, delta_ptr,
     stride_qb, stride_qh, stride_qs, stride_ob, stride_oh, stride_os, stride_gb, stride_gh,
-    stride_gs, stride_rel_kh, stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_edges, heads,
-    q_len, n_tiles, n_rows, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D:
-    tl.constexpr, BLOCK_DV: tl.constexpr,
+    stride_gs, stride_rel_kh, stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_sums, sum_rows,
+    room, heads, q_len, extent, n_tiles, n_rows, rel_scale,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, SIDES: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """lse in powers of two, delta, and the products of queries with a clipped table's first and
-    last row (edges_ptr).
+    """lse in powers of two and delta, of SIDES sorts: 1 without a clipped table, 2 if no key lies
+    behind it, or 3. q_ptr is what rel_k is multiplied with.
 
-    lse of a row without keys, or of no row, is inf, so that its weights are 0: 2^(s - inf). Both
-    have padded(q_len) rows, n_tiles reaches that far.
-    edges: [4, batch, heads, q_len], of rel_k with q_rel (here q_ptr) and of rel_v with grad_out.
+    lse of a row without keys, or of no row, is inf, so that its weights are 0: 2^(s - inf). A head
+    has sum_rows: more than q_len, as grad_kv's last step is whole; on a canvas block by block, with
+    `room` for each, so that a step's are neighbours.
     """
     tile = tl.program_id(0) % n_tiles
     home = (tl.program_id(0) // n_tiles).to(tl.int64)
     batch, head = home // heads, home % heads
-    index = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    place = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    index = place
     exists = index < q_len
+    if is_canvas(GEOMETRY):
+        box = block_box(place // room, extent)
+        index = box_position(place % room, box, extent[1])
+        exists = (place < sum_rows) & (place % room < box[3])
     out_ptr += batch * stride_ob + head * stride_oh
     grad_out_ptr += batch * stride_gb + head * stride_gh
     out = load_rows(out_ptr, stride_os, index, exists, V_DIM, BLOCK_DV, True)
@@ -83,23 +124,23 @@ def prepare_kernel(
         delta -= tl.load(grad_lse_ptr + at, mask=exists, other=0.0)
     lse = tl.load(lse_ptr + at, mask=exists, other=float("-inf"))
     lse = tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
-    sums = home * padded(q_len) + index
-    tl.store(lse_2_ptr + sums, lse, mask=index < padded(q_len))
-    tl.store(delta_ptr + sums, delta, mask=index < padded(q_len))
-    if edges_ptr is not None:
+    lse_2_ptr += home * sum_rows
+    delta_ptr += home * sum_rows
+    q = grad_out  # no table is multiplied with it
+    if SIDES > 1:
         q_ptr += batch * stride_qb + head * stride_qh
         rel_k_ptr += head * stride_rel_kh
         q = load_rows(q_ptr, stride_qs, index, exists, DIM, BLOCK_D, True)
-        low = edge_product(q, rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
-        high = edge_product(q, rel_k_ptr, stride_rel_kr, n_rows - 1, DIM, BLOCK_D)
-        tl.store(edges_ptr + at, low, mask=exists)
-        tl.store(edges_ptr + stride_edges + at, high, mask=exists)
-        if rel_v_ptr is not None:
-            rel_v_ptr += head * stride_rel_vh
-            low = edge_product(grad_out, rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)
-            high = edge_product(grad_out, rel_v_ptr, stride_rel_vr, n_rows - 1, V_DIM, BLOCK_DV)
-            tl.store(edges_ptr + 2 * stride_edges + at, low, mask=exists)
-            tl.store(edges_ptr + 3 * stride_edges + at, high, mask=exists)
+    store_sides(
+        lse, lse_2_ptr, stride_sums, place, sum_rows, q, rel_k_ptr, stride_rel_kr, n_rows,
+        tl.cast(rel_scale, tl.float32) * LOG2_E, SIDES, DIM, BLOCK_D,
+    )  # fmt: skip
+    if rel_v_ptr is not None:
+        rel_v_ptr += head * stride_rel_vh
+    store_sides(
+        delta, delta_ptr, stride_sums, place, sum_rows, grad_out, rel_v_ptr, stride_rel_vr,
+        n_rows, 1.0, 1 if rel_v_ptr is None else SIDES, V_DIM, BLOCK_DV,
+    )  # fmt: skip
 
 
 @triton.constexpr_function
@@ -160,19 +201,21 @@ def fill(ptr, stride, low, high, GAPS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOC
 @triton.jit(do_not_specialize=(*NO_SPECIALIZATION, "first_program"))
 def grad_q_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr,
+    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr, k_rows, v_rows,
     grad_q_ptr, grad_q_rel_ptr, far_ptr, sheared_ptr, v_sheared_ptr, reach_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dqb,
     stride_dqh, stride_dqs, stride_drb, stride_drh, stride_drs, stride_rel_kh, stride_rel_kr,
-    stride_rel_vh, stride_rel_vr, stride_far, stride_sheared, heads, group, q_len, k_len,
-    query_offset, extent, n_tiles, n_rows, scale, rel_scale, first_program,
+    stride_rel_vh, stride_rel_vr, stride_sums, sum_rows, room, stride_far, stride_sheared, heads,
+    group, q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, first_program,
     DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
-    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries against its keys.
 
+    lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel. WHOLE: see forward.py.
+    k_rows, v_rows: descriptors of keys and values, tiles [1, 1, BLOCK_K, *]; or None.
     far_ptr (REL == "clip"): [4, batch, heads, q_len], the sums of dS before and behind the table,
     and those of P if there is rel_v. sheared_ptr (v_sheared_ptr) if there is a table:
     [programs * BLOCK_Q, stride_sheared], dS (P) by query and table row, MARGIN columns before row
@@ -180,8 +223,8 @@ def grad_q_kernel(
     and its first query. Programs count from first_program.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
-    # the next step's previous chunk is this one's current
-    CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern"
+    JUMPS: tl.constexpr = GEOMETRY == "pattern"  # steps leave gaps
+    CARRIED: tl.constexpr = REL != "none" and not (JUMPS or WHOLE)  # see forward.py
     # otherwise both terms of grad_q have one scale and share an accumulator
     SEPARATE: tl.constexpr = REL != "none" and (q_rel_ptr is not None or not FOLDED)
     program = tl.program_id(0) + first_program
@@ -201,13 +244,15 @@ def grad_q_kernel(
     ) = query_tile(
         tile, q_len, k_end, offset, extent, group, pattern_ptr, GEOMETRY, False, BLOCK_Q
     )  # fmt: skip
+    place = index  # in lse and delta
+    if is_canvas(GEOMETRY):
+        place = block_place(tile, extent, room, BLOCK_Q) + tl.arange(0, BLOCK_Q)
     q_ptr += batch * stride_qb + head * stride_qh
     k_ptr += batch * stride_kb + k_head * stride_kh
     v_ptr += batch * stride_vb + k_head * stride_vh
     grad_out_ptr += batch * stride_gb + head * stride_gh
     q = load_rows(q_ptr, stride_qs, index, exists, DIM, BLOCK_D, True)
     grad_out = load_rows(grad_out_ptr, stride_gs, index, exists, V_DIM, BLOCK_DV, True)
-    lse, delta = load_sums(lse_ptr, delta_ptr, home * padded(q_len), index, exists, True)
     centre = 0
     if REL != "none":
         tl.static_assert(BLOCK_Q <= 2 * BLOCK_K, "a tile's band is at most three chunks")
@@ -217,17 +262,8 @@ def grad_q_kernel(
             q_rel_ptr += batch * stride_rb + head * stride_rh
             q_rel = load_rows(q_rel_ptr, stride_rs, index, exists, DIM, BLOCK_D, True)
         rel_k_ptr += head * stride_rel_kh
-        last = n_rows - 1
-        if REL == "clip":
-            edge_low = edge_product(q_rel, rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
-            edge_high = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
         if rel_v_ptr is not None:
             rel_v_ptr += head * stride_rel_vh
-            if REL == "clip":
-                v_edge_low = edge_product(grad_out, rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)
-                v_edge_high = edge_product(
-                    grad_out, rel_v_ptr, stride_rel_vr, last, V_DIM, BLOCK_DV
-                )
         MARGIN: tl.constexpr = margin(BLOCK_Q, BLOCK_K)
         slot = tl.program_id(0).to(tl.int64)
         sheared_ptr += slot * BLOCK_Q * stride_sheared + MARGIN
@@ -245,7 +281,7 @@ def grad_q_kernel(
     if REL != "none":
         steps = (bounds[1] - bounds[0] + BLOCK_K - 1) // BLOCK_K
         row_0 = clamp(centre - first, -(1 << 30), 1 << 30).to(tl.int32)  # of row 0's key 0
-        if CARRIED:  # where all keys are before the table, a last step of few is left to the band
+        if not JUMPS:  # where all keys are before the table, a last step of few is left to the band
             row_0 = tl.maximum(row_0, -BLOCK_K - bounds[0])
         row = row_0 + bounds[0] + MARGIN
         end_row = row + steps * BLOCK_K
@@ -260,11 +296,9 @@ def grad_q_kernel(
         tl.store(reach_ptr + 3 * slot, chunk_low)
         tl.store(reach_ptr + 3 * slot + 1, chunk_high)
         tl.store(reach_ptr + 3 * slot + 2, (first - offset).to(tl.int32))
-        fill(sheared_ptr, stride_sheared, chunk_low, chunk_high, not CARRIED, BLOCK_Q, BLOCK_K)
+        fill(sheared_ptr, stride_sheared, chunk_low, chunk_high, JUMPS, BLOCK_Q, BLOCK_K)
         if rel_v_ptr is not None:
-            fill(
-                v_sheared_ptr, stride_sheared, chunk_low, chunk_high, not CARRIED, BLOCK_Q, BLOCK_K
-            )
+            fill(v_sheared_ptr, stride_sheared, chunk_low, chunk_high, JUMPS, BLOCK_Q, BLOCK_K)
         tl.debug_barrier()  # before other threads write there
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
@@ -279,31 +313,32 @@ def grad_q_kernel(
                         grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, REL == "clip",
                         PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                     )  # fmt: skip
+            lse, delta = load_sums(
+                lse_ptr, delta_ptr, stride_sums, home * sum_rows, place, exists,
+                key_side(phase, REL), rel_v_ptr is not None, True,
+            )  # fmt: skip
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
-                k = load_rows(
-                    k_ptr, stride_ks, key, valid, DIM, BLOCK_D, phase_masked(phase, GEOMETRY, REL)
-                )
-                v = load_rows(
-                    v_ptr,
-                    stride_vs,
-                    key,
-                    valid,
-                    V_DIM,
-                    BLOCK_DV,
-                    phase_masked(phase, GEOMETRY, REL),
-                )
+                k = load_step(
+                    k_rows, batch, k_head, number, k_ptr, stride_ks, key, valid, DIM, BLOCK_D,
+                    BLOCK_K, phase_masked(phase, GEOMETRY, REL),
+                )  # fmt: skip
+                v = load_step(
+                    v_rows, batch, k_head, number, v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV,
+                    BLOCK_K, phase_masked(phase, GEOMETRY, REL),
+                )  # fmt: skip
                 if phase == 0 and REL != "none":
                     row = begin + row_0
-                    if not CARRIED:
-                        previous, older = earlier_products(
-                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
-                            PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    if CARRIED:
+                        logits, previous, older = band_step(
+                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
+                            REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                    logits, previous, older = band_step(
-                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
-                        REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
-                    )  # fmt: skip
+                    else:
+                        logits = band_whole(
+                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                            False, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                        )  # fmt: skip
                     if FOLDED:
                         logits += tl.dot(q, tl.trans(k), input_precision=PRECISION)
                     else:
@@ -316,21 +351,18 @@ def grad_q_kernel(
                 grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
                 if phase == 0 and REL != "none":  # noqa: SIM102
                     if rel_v_ptr is not None:
-                        if not CARRIED:
-                            v_previous, v_older = earlier_products(
-                                grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift,
-                                REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
+                        if CARRIED:
+                            term, v_previous, v_older = band_step(
+                                grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, v_previous,
+                                v_older, REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K,
+                                BLOCK_DV,
                             )  # fmt: skip
-                        term, v_previous, v_older = band_step(
-                            grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, v_previous,
-                            v_older, REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
-                        )  # fmt: skip
+                        else:
+                            term = band_whole(
+                                grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift,
+                                REL == "clip", False, PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
+                            )  # fmt: skip
                         grad_weights += term
-                if (phase == 1 or phase == 3) and REL == "clip":
-                    edge = edge_low if phase == 3 else edge_high
-                    logits += (edge if FOLDED else edge * rel_scale)[:, None]
-                    if rel_v_ptr is not None:
-                        grad_weights += (v_edge_low if phase == 3 else v_edge_high)[:, None]
                 weights = tl.exp2(logits * factor - lse[:, None])
                 grad_logits = weights * (grad_weights - delta[:, None])
                 if phase_masked(phase, GEOMETRY, REL):
@@ -342,8 +374,8 @@ def grad_q_kernel(
                 acc = tl.dot(grads, k, acc, input_precision=PRECISION)
                 if phase == 0 and REL != "none":
                     # where steps jump, one may lie beyond the table
-                    far_below = not CARRIED and row + BLOCK_K <= 0
-                    far_above = not CARRIED and row - BLOCK_Q >= n_rows - 1
+                    far_below = JUMPS and row + BLOCK_K <= 0
+                    far_above = JUMPS and row - BLOCK_Q >= n_rows - 1
                     if not (far_below or far_above):
                         store_skewed(sheared_ptr, stride_sheared, row, grads, BLOCK_Q, BLOCK_K)
                         if rel_v_ptr is not None:

@@ -21,7 +21,7 @@ import torch
 import triton
 
 from ..core.pattern_tiles import TILE
-from .geometry import cdiv
+from .geometry import cdiv, has_low, is_causal
 
 DIRECTIONS = ("forward", "grad_q", "grad_kv")
 # Shared memory of one program, bytes.
@@ -40,7 +40,8 @@ class Config:
     num_warps: int
     num_stages: int
     late: bool = False  # forward: a step's values are multiplied during the next step's softmax
-    described: bool = False  # forward: K and V by tensor descriptors, if Kind says they can
+    described: bool = False  # a step's rows by tensor descriptors, if Kind says they can
+    whole: bool = False  # with a table: nothing of the band is carried from step to step
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,41 @@ class Kind:
     arch: int  # 80, 90, 100; 0 for AMD
     dim: int  # the larger of both head dims, padded
     element_size: int
-    relative: bool
+    geometry: str  # GEOMETRY of geometry.py
+    rel: str  # REL of score.py
     values: bool  # rel_v as well
     rows: int
     grouped: bool = False  # grad_kv loops over the heads of a group
-    pattern: bool = False  # a tile lies in one of the pattern's 64 x 64
-    describable: bool = False  # a tensor descriptor can tell where K and V lie
-    two_sided: bool = False  # spans of keys have a start as well as an end
-    canvas: bool = False  # keys lie in boxes
-    one_edge: bool = False  # a causal table whose first row serves all keys before it
+    describable: bool = False  # tensor descriptors can tell where a step's rows lie
+
+    @property
+    def relative(self) -> bool:
+        return self.rel != "none"
+
+    @property
+    def edges(self) -> int:
+        """Ends of the table whose row serves all keys beyond."""
+        return 0 if self.rel != "clip" else 1 if is_causal(self.geometry) else 2
+
+    @property
+    def pattern(self) -> bool:
+        """A tile lies in one of the pattern's 64 x 64."""
+        return self.geometry == "pattern"
+
+    @property
+    def canvas(self) -> bool:
+        """Keys lie in boxes."""
+        return self.geometry.startswith("local_2d")
+
+    @property
+    def blocked(self) -> bool:
+        """Spans of keys follow blocks."""
+        return self.geometry.startswith("local_1d")
+
+    @property
+    def two_sided(self) -> bool:
+        """Spans of keys have a start as well as an end."""
+        return has_low(self.geometry)
 
 
 @cache
@@ -86,17 +113,33 @@ def shared_limit(arch: int) -> int:
 
 
 def shared_bytes(kind: Kind, config: Config) -> int:
-    """An upper estimate of what the compiler will use."""
-    step = config.block_k if kind.direction in ("forward", "grad_q") else config.block_q
-    home = config.block_q if kind.direction in ("forward", "grad_q") else config.block_k
-    streams = 2 + (2 if kind.relative and kind.direction in ("forward", "grad_q") else 0)
-    if kind.values:
-        streams += 2
-    homes = {"forward": 1, "grad_q": 2, "grad_kv": 2}[kind.direction]
-    tile = kind.dim * kind.element_size
-    rotation = 4 * config.block_q * config.block_k if kind.relative else 0
-    weights = 2 * kind.element_size * config.block_q * config.block_k
-    return tile * (streams * config.num_stages * step + homes * home) + rotation + weights
+    """An upper bound of what the compiler uses, found in its results (a test compares)."""
+    home, step = config.block_q, config.block_k
+    if kind.direction == "grad_kv":
+        home, step = step, home
+    row = kind.dim * kind.element_size
+    scores = config.block_q * config.block_k
+    table = 0
+    if kind.relative:
+        table = chunks_of(kind, config) * config.block_k * row
+        if kind.values:  # forward's weights are sheared into two chunks
+            table += 2 * config.block_k * row if kind.direction == "forward" else table
+    sums = 8 * step if kind.direction == "grad_kv" else 0  # lse and delta
+    staged = config.num_stages * (2 * step * row + table + sums)
+    homes = (1 if kind.direction == "forward" else 2) * home * row
+    operands = 4 * scores if kind.relative else max(1024, 2 * kind.element_size * scores)
+    if kind.pattern:  # words of bits
+        operands += 512
+    if kind.arch >= 100:  # what goes to tensor memory
+        operands += 3 * step * row + 1024
+    return staged + homes + operands
+
+
+def chunks_of(kind: Kind, config: Config) -> int:
+    """Chunks of BLOCK_K table rows that a step of the band loads."""
+    if kind.direction == "grad_kv":
+        return 2
+    return 1 + cdiv(config.block_q, config.block_k) if config.whole or kind.pattern else 1
 
 
 def fits(kind: Kind, config: Config) -> bool:
@@ -109,7 +152,7 @@ def fits(kind: Kind, config: Config) -> bool:
 
 
 def band_chunks(kind: Kind) -> int:
-    """How often BLOCK_K may go into BLOCK_Q: products of the band that are carried along. Forward
+    """How often BLOCK_K may go into BLOCK_Q: chunks of a step's band behind the first. Forward
     shears weights for rel_v into two chunks, those of BLOCK_Q = BLOCK_K."""
     return 1 if kind.direction == "grad_kv" or (kind.direction == "forward" and kind.values) else 2
 
@@ -128,12 +171,15 @@ def candidates(kind: Kind) -> list[Config]:
 
 def cut(kind: Kind, row: Config) -> Config:
     """The row with a tile no larger than its home, and no more warps for its rows than before: 8
-    warps on 64 rows compute the scores twice (sm_90)."""
+    warps on 64 rows compute the scores twice (sm_90). On a canvas a step of queries lies in a
+    block, too."""
     most = TILE if kind.pattern else 128
     home = "block_q" if kind.direction in ("forward", "grad_q") else "block_k"
     before = getattr(row, home)
     sizes = {"block_q": min(row.block_q, most), "block_k": min(row.block_k, most)}
     sizes[home] = min(sizes[home], max(16, kind.rows))
+    if kind.canvas:
+        sizes["block_q"] = min(sizes["block_q"], max(16, kind.rows))
     if kind.relative:
         sizes["block_q"] = min(sizes["block_q"], band_chunks(kind) * sizes["block_k"])
     num_warps = min(row.num_warps, max(4, row.num_warps * sizes[home] // before))
@@ -164,12 +210,8 @@ def forward_rows(kind: Kind) -> list[Config]:
         return [Config(block, block, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if kind.dim > 128:
         return [Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
-    if kind.values or (kind.relative and kind.arch < 90):
-        return [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(32, 32, 4, 1)]
     if kind.relative:
-        rows = [Config(64, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 64, 4, 3),
-                Config(32, 64, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        return [*described_bands(kind), *rows]
+        return forward_bands(kind)
     if kind.rows < 128:
         return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
@@ -194,48 +236,74 @@ def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
     return late
 
 
-def described_bands(kind: Kind) -> list[Config]:
-    """Wider tiles with a table: addresses of keys and values were what registers lacked."""
-    if kind.arch != 90 or not kind.describable:
-        return []
-    narrow = Config(64, 32, 4, 2, late=True, described=True)
-    if kind.dim <= 64:
-        wide = Config(128, 64, 8, 3, late=True, described=True)
-        plain = Config(128, 64, 8, 2, described=True)
-        return [plain, wide, narrow] if kind.two_sided else [wide, plain, narrow]
-    if kind.one_edge:
-        return [narrow, Config(64, 64, 4, 2, late=True, described=True)]
-    return [replace(narrow, num_stages=1), narrow]  # pipelined, its products are serialised (C7515)
+def forward_bands(kind: Kind) -> list[Config]:
+    """With a table. Registers limit tiles: descriptors save those of addresses, and a band that is
+    not carried its own."""
+    hopper, wide_dim = kind.arch == 90, kind.dim > 64
+    carried, whole = Config(64, 32, 4, 2), Config(32, 64, 4, 2, whole=True)
+    rows = [carried, whole, Config(64, 64, 4, 2), Config(64, 64, 4, 2, whole=True),
+            Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+    if kind.values:
+        first = Config(32, 32, 4, 2, whole=0 < kind.arch < 90 and wide_dim)
+        wide = [Config(64, 64, 8, 2, whole=True)] if hopper and not wide_dim else []
+        return [*wide, first, *rows[2:]]
+    if 0 < kind.arch < 90 and wide_dim:
+        return [whole, *rows]
+    if hopper and wide_dim and kind.blocked:
+        return [Config(64, 32, 4, 1), *rows] if kind.edges == 2 else rows
+    if not hopper:
+        return rows
+    wide = Config(128, 64, 8, 2, whole=True)
+    if kind.describable:
+        rows = [replace(wide, late=True, described=True),
+                replace(carried, late=True, described=True), wide, *rows]  # fmt: skip
+        if not (wide_dim or kind.blocked):
+            return [Config(128, 64, 8, 3, late=True, described=True), *rows]
+        return rows
+    return [wide, *rows]
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2),
-                Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        if kind.arch >= 100 and kind.dim > 64 and kind.values:
-            return [Config(16, 32, 4, 2), *rows]
-        wide = kind.arch >= 90 and kind.dim <= 64 and not (kind.values or kind.two_sided)
-        return [Config(32, 64, 4, 2), *rows] if wide else rows
+        return grad_q_bands(kind)
     if kind.dim <= 128:
         rows = [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        if kind.arch == 90 and kind.describable:
+            return [*(replace(row, described=True) for row in rows[:2]), *rows]
         if 0 < kind.arch < 90 and (kind.canvas or (kind.two_sided and kind.dim > 64)):
             return rows[::-1]
         return rows[1:] + rows[:1] if kind.arch >= 100 and kind.dim > 64 else rows
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
 
 
+def grad_q_bands(kind: Kind) -> list[Config]:
+    """With a table; see forward_bands."""
+    wide_dim = kind.dim > 64
+    rows = [Config(32, 32, 4, 2), Config(64, 32, 4, 2, whole=True),
+            Config(32, 64, 4, 2, whole=True), Config(64, 64, 4, 2, whole=True),
+            Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+    if kind.arch < 90:  # AMD's too
+        return [rows[2], *rows] if kind.arch > 0 and not wide_dim else rows
+    if kind.values and wide_dim:
+        return [Config(32, 32, 4, 2, whole=True), Config(16, 32, 4, 2), *rows]
+    if kind.arch > 90:
+        return rows if kind.values else [rows[1], *rows]
+    if wide_dim:
+        first = replace(rows[1], described=kind.describable)
+        tight = kind.blocked and kind.edges == 2 and not kind.describable
+        return rows if tight else [first, *rows]
+    wide = Config(128, 64, 8, 2, described=kind.describable, whole=True)
+    causal = kind.edges == 1 and not (kind.two_sided or kind.values)
+    return [wide, rows[1], *rows] if causal and kind.describable else [rows[1], wide, *rows]
+
+
 def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.element_size == 4:
         return [Config(32, 32, 4, 1), Config(16, 16, 4, 1)]
     if kind.relative:
-        rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), Config(64, 128, 8, 2),
-                Config(32, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
-        if kind.arch == 0 and kind.dim > 64:
-            return [Config(16, 32, 4, 2), *rows]
-        wide = kind.arch >= 90 and kind.dim <= 64 and not kind.values
-        return [Config(32, 128, 8, 2), *rows] if wide else rows
+        return grad_kv_bands(kind)
     if 0 < kind.arch < 90 and kind.dim <= 128:
         return [Config(32, 64, 8, 2), Config(32, 128, 8, 2), Config(64, 128, 8, 2),
                 Config(32, 64, 4, 2)]  # fmt: skip
@@ -249,8 +317,38 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.dim <= 128:
         rows = [Config(32, 128, 8, 3 if kind.two_sided else 2), Config(32, 64, 4, 2),
                 Config(64, 128, 8, 2)]  # fmt: skip
-        return rows[::-1] if kind.arch >= 100 and kind.rows >= 128 else rows
+        spans = kind.arch == 90 and kind.geometry in ("causal", "window")
+        if kind.arch == 90 and kind.canvas and kind.rows < 128:
+            rows = [Config(32, 64, 4, 1), *rows]
+        wide = kind.rows >= 128 and (spans or kind.arch >= 100)
+        return rows[::-1] if wide else rows
     return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
+
+
+def grad_kv_bands(kind: Kind) -> list[Config]:
+    """With a table; see forward_bands."""
+    wide_dim = kind.dim > 64
+    wide, narrow = Config(64, 128, 8, 2), Config(32, 128, 8, 2)
+    rows = [Config(32, 32, 4, 2), Config(64, 64, 4, 2), wide, narrow, Config(32, 64, 4, 2),
+            Config(32, 32, 4, 1)]  # fmt: skip
+    if kind.arch == 0:
+        return [Config(16, 32, 4, 2), *rows] if wide_dim else [rows[4], *rows]
+    if kind.arch < 90:
+        return (
+            [Config(64, 64, 8, 2), *rows]
+            if wide_dim and kind.edges == 1 and not kind.blocked
+            else rows
+        )
+    if kind.values:
+        return rows if wide_dim else [narrow, *rows]
+    if not wide_dim:
+        return [wide, replace(wide, described=kind.describable), narrow, *rows]
+    if kind.arch >= 100:
+        return [rows[1], *rows]
+    if not kind.describable:
+        return rows
+    described = Config(32, 64, 4, 2, described=True)
+    return [*rows, described] if kind.blocked else [described, *rows]
 
 
 def pattern_rows(kind: Kind) -> list[Config]:
@@ -270,7 +368,9 @@ def pattern_rows(kind: Kind) -> list[Config]:
         rows = {
             "forward": [Config(32, 64, 4, 2)] if wide and not old else [],
             "grad_q": [Config(16 if wide else 32, 32, 4, 2)],
-            "grad_kv": [Config(32, 32, 8, 2)] if wide and old else [],
+            "grad_kv": [Config(32, 32, 8, 2)]
+            if wide and old
+            else [Config(32, 32 if old else 64, 4, 2)],
         }
     return rows[kind.direction]
 

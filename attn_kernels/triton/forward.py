@@ -8,6 +8,7 @@ import triton.language as tl
 from .geometry import has_low, query_tile, sees, step_keys
 from .score import (
     band_step,
+    band_whole,
     earlier_products,
     edge_product,
     edge_row,
@@ -107,16 +108,17 @@ def split_keys(start, stop, split, n_splits, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def load_keys(
-    rows, batch, head, first, ptr, stride, key, valid, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr, MASKED: tl.constexpr,
+def load_step(
+    rows, batch, head, first, ptr, stride, index, valid, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """A step's keys or values; a descriptor, if there is one, gives zeros behind the last."""
+    """A step's rows; a descriptor, if there is one, gives those from first on, zeros behind the
+    last."""
     if rows is None:
-        return load_rows(ptr, stride, key, valid, DIM, BLOCK_D, MASKED)
+        return load_rows(ptr, stride, index, valid, DIM, BLOCK_D, MASKED)
     else:
         tile = rows.load([batch.to(tl.int32), head.to(tl.int32), first, 0])
-        return tl.reshape(tile, (BLOCK_K, BLOCK_D))
+        return tl.reshape(tile, (BLOCK, BLOCK_D))
 
 
 @triton.jit
@@ -135,9 +137,9 @@ def attention_fwd_kernel(
     stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split, heads, group,
     q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM:
     tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED:
-    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, LATE: tl.constexpr, PRECISION:
-    tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV:
-    tl.constexpr,
+    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, LATE: tl.constexpr, WHOLE:
+    tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D:
+    tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, and one part of its keys if SPLIT.
 
@@ -146,11 +148,12 @@ def attention_fwd_kernel(
     LATE: a step's weights wait, as float32, for the next step to multiply them with their values
     while its own softmax runs (wgmma is asynchronous; on sm_90 both products then have one wait);
     with a table only where all keys use its first row.
+    WHOLE: with a table, a step's band is computed whole; else its previous chunk is what the step
+    before had as current (not under a pattern, whose steps leave gaps).
     k_rows, v_rows: descriptors of keys and of values that wait, tiles [1, 1, BLOCK_K, *]; or None.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
-    # the next step's previous chunk is this one's current
-    CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern"
+    CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern" and not WHOLE
     tile = tl.program_id(0) % n_tiles
     if CAUSAL:
         tile = n_tiles - 1 - tile  # the longest first
@@ -195,11 +198,12 @@ def attention_fwd_kernel(
         if rel_v_ptr is not None:
             rel_v_ptr += head * stride_rel_vh
         if REL == "clip":
-            edge_low = edge_product(q_rel, rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
+            edge_low = rel_scale * edge_product(q_rel, rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
             edge_high = edge_low
             if HAS_HIGH:
                 last = n_rows - 1
-                edge_high = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
+                edge = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
+                edge_high = rel_scale * edge
 
     acc = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)
     row_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -220,9 +224,14 @@ def attention_fwd_kernel(
                     q_rel, rel_k_ptr, stride_rel_kr, bounds[phase] - first + centre, n_rows, shift,
                     REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
+            if (phase == 1 or phase == 3) and REL == "clip":
+                # all keys of a row have one term: it is left out of logits and of row_max
+                edge = edge_low if phase == 3 else edge_high
+                max_before = row_max
+                row_max -= edge
             for number in range(bounds[phase], bounds[phase + 1], BLOCK_K):
                 begin, key, valid, who = step_keys(number, stop, places, extent, GEOMETRY, BLOCK_K)
-                k = load_keys(
+                k = load_step(
                     k_rows, batch, k_head, number, k_ptr, stride_ks, key, valid, DIM, BLOCK_D,
                     BLOCK_K, phase_masked(phase, GEOMETRY, REL),
                 )  # fmt: skip
@@ -232,7 +241,7 @@ def attention_fwd_kernel(
                     _, key, valid, _ = step_keys(before, stop, places, extent, GEOMETRY, BLOCK_K)
                     # the first step has none before it: a descriptor gives zeros behind the keys
                     before = tl.where(number > start, before, k_len)
-                    v = load_keys(
+                    v = load_step(
                         v_rows, batch, k_head, before, v_ptr, stride_vs, key, valid, V_DIM,
                         BLOCK_DV, BLOCK_K, phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
@@ -241,19 +250,17 @@ def attention_fwd_kernel(
                     logits *= scale
                 if phase == 0 and REL != "none":
                     row = begin - first + centre
-                    if not CARRIED:
-                        previous, older = earlier_products(
-                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
-                            PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                    if CARRIED:
+                        term, previous, older = band_step(
+                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
+                            REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                    term, previous, older = band_step(
-                        q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
-                        REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
-                    )  # fmt: skip
+                    else:
+                        term = band_whole(
+                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift,
+                            REL == "clip", False, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                        )  # fmt: skip
                     logits += term if FOLDED else term * rel_scale
-                if (phase == 1 or phase == 3) and REL == "clip":
-                    edge = edge_low if phase == 3 else edge_high
-                    logits += (edge if FOLDED else edge * rel_scale)[:, None]
                 if phase_masked(phase, GEOMETRY, REL):
                     seen = sees(who, low, high, GEOMETRY, BLOCK_K)
                     logits = tl.where(seen, logits, float("-inf"))
@@ -293,6 +300,10 @@ def attention_fwd_kernel(
                         )  # fmt: skip
                         part = tl.where(current_part, 0.0, sheared).to(v_ptr.dtype.element_ty)
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
+
+            if (phase == 1 or phase == 3) and REL == "clip":
+                raised = row_max > max_before - edge
+                row_max = tl.where(raised, row_max + edge, max_before)
 
     if LATE:
         late_stop = stop if REL == "none" else bounds[4]

@@ -70,6 +70,16 @@ def key_tiles(geometry: str, extent: tuple[int, ...], k_len: int, block_k: int) 
     return down * across * cdiv(block_rows * block_cols, block_k)
 
 
+def block_room(geometry: str, extent: tuple[int, ...]) -> int:
+    """Rows that a block's queries take where they lie block by block (`block_place`): whole steps
+    of at most 128. 0 in one dimension."""
+    if not geometry.startswith("local_2d"):
+        return 0
+    area = extent[2] * extent[3]
+    step = max(16, min(128, power_of_2(area)))
+    return cdiv(area, step) * step
+
+
 def cells_are_dense(geometry: str, extent: tuple[int, ...]) -> bool:
     """Whether every query that sees one key of a cell sees them all."""
     if geometry != "local_2d":
@@ -79,6 +89,11 @@ def cells_are_dense(geometry: str, extent: tuple[int, ...]) -> bool:
 
 
 PATTERN_TILE = tl.constexpr(TILE)
+
+
+@triton.constexpr_function
+def is_canvas(geometry):
+    return geometry in ("local_2d", "local_2d_causal")
 
 
 @triton.constexpr_function
@@ -228,12 +243,12 @@ def key_position(n, places, extent, GEOMETRY: tl.constexpr):
 
 @triton.jit
 def key_cell(tile, k_len, extent, GEOMETRY: tl.constexpr, BLOCK_K: tl.constexpr):
-    """A tile of keys on a canvas: (box of its cell, first key in it, box of the queries that see
+    """A tile of keys on a canvas: (box of its cell, first key in it, blocks of the queries that see
     it).
 
     Cells are blocks shifted by the halo. Where twice the halo is a multiple of the block, all keys
     of a cell are then seen by the same queries; without the shift a block's corners have different
-    ones.
+    ones. Blocks: (first row, first column, blocks across, how many), in units of blocks.
     """
     rows, cols, block_rows, block_cols, halo_rows, halo_cols = extent
     shift_rows = (block_rows - halo_rows % block_rows) % block_rows
@@ -248,43 +263,67 @@ def key_cell(tile, k_len, extent, GEOMETRY: tl.constexpr, BLOCK_K: tl.constexpr)
     top = tl.maximum(top, 0)
     left = tl.maximum(left, 0)
     own = make_box(top, bottom, left, right, cols, k_len)
-    q_top = floor_div(top - halo_rows, block_rows) * block_rows
+    first_row = tl.maximum(top - halo_rows, 0) // block_rows
     if GEOMETRY == "local_2d_causal":
-        q_top = top // block_rows * block_rows
-    q_left = floor_div(left - halo_cols, block_cols) * block_cols
-    q_bottom = ((bottom - 1 + halo_rows) // block_rows + 1) * block_rows
-    q_right = ((right - 1 + halo_cols) // block_cols + 1) * block_cols
-    queries = make_box(
-        tl.maximum(q_top, 0), tl.minimum(q_bottom, rows),
-        tl.maximum(q_left, 0), tl.minimum(q_right, cols), cols, rows * cols,
-    )  # fmt: skip
-    return own, tile % parts * BLOCK_K, queries
+        first_row = top // block_rows
+    first_col = tl.maximum(left - halo_cols, 0) // block_cols
+    last_row = tl.minimum(bottom - 1 + halo_rows, rows - 1) // block_rows
+    last_col = tl.minimum(right - 1 + halo_cols, cols - 1) // block_cols
+    q_across = last_col - first_col + 1
+    blocks = first_row, first_col, q_across, (last_row - first_row + 1) * q_across
+    return own, tile % parts * BLOCK_K, blocks
 
 
 @triton.jit
-def scan_order(row, col, extent):
-    """Rank in the block raster scan."""
+def block_steps(extent, BLOCK_Q: tl.constexpr):
+    """Steps of BLOCK_Q queries that a block takes."""
+    return (extent[2] * extent[3] + BLOCK_Q - 1) // BLOCK_Q
+
+
+@triton.jit
+def block_box(block, extent):
+    """Box of a canvas' block; blocks are numbered in raster order."""
     rows, cols, block_rows, block_cols, _, _ = extent
-    top = row // block_rows * block_rows
-    left = col // block_cols * block_cols
-    height = tl.minimum(top + block_rows, rows) - top
-    width = tl.minimum(left + block_cols, cols) - left
-    return top * cols + left * height + (row - top) * width + (col - left)
+    across = (cols + block_cols - 1) // block_cols
+    top = block // across * block_rows
+    left = block % across * block_cols
+    width = tl.minimum(block_cols, cols - left)
+    return top, left, width, tl.minimum(block_rows, rows - top) * width
 
 
 @triton.jit
-def canvas_visible(q_pos, k_pos, extent, GEOMETRY: tl.constexpr):
-    """Which pairs attend: q_pos and k_pos broadcast against each other."""
-    _, cols, block_rows, block_cols, halo_rows, halo_cols = extent
-    q_row, q_col = q_pos // cols, q_pos % cols
-    k_row, k_col = k_pos // cols, k_pos % cols
-    top = q_row // block_rows * block_rows
-    left = q_col // block_cols * block_cols
-    seen = (k_row >= top - halo_rows) & (k_row < top + block_rows + halo_rows)
-    seen = seen & (k_col >= left - halo_cols) & (k_col < left + block_cols + halo_cols)
+def block_queries(number, blocks, extent, BLOCK_Q: tl.constexpr):
+    """A step of queries: (number of its block, first query in it)."""
+    first_row, first_col, across, _ = blocks
+    all_across = (extent[1] + extent[3] - 1) // extent[3]
+    step = number // BLOCK_Q
+    block = step // block_steps(extent, BLOCK_Q)
+    block = (first_row + block // across) * all_across + first_col + block % across
+    return block, step % block_steps(extent, BLOCK_Q) * BLOCK_Q
+
+
+@triton.jit
+def block_place(tile, extent, room, BLOCK_Q: tl.constexpr):
+    """First row of a tile of a block's queries where they lie block by block."""
+    steps = block_steps(extent, BLOCK_Q)
+    return (tile // steps * room + tile % steps * BLOCK_Q) // 16 * 16
+
+
+@triton.jit
+def seen_within(block, row, col, extent, GEOMETRY: tl.constexpr):
+    """From which of the block's queries on the keys at (row, col) are seen; far behind if never."""
+    _, _, block_rows, block_cols, halo_rows, halo_cols = extent
+    top, left, width, _ = block
+    inside = (row >= top - halo_rows) & (row < top + block_rows + halo_rows)
+    inside = inside & (col >= left - halo_cols) & (col < left + block_cols + halo_cols)
+    start = row * 0
     if GEOMETRY == "local_2d_causal":
-        seen = seen & (scan_order(k_row, k_col, extent) <= scan_order(q_row, q_col, extent))
-    return seen
+        down = row // block_rows * block_rows - top  # of the key's block, from the queries'
+        across = col // block_cols * block_cols - left
+        same = (down == 0) & (across == 0)
+        start = tl.where(same, (row - top) * width + col - left, 0)
+        inside = inside & ((down < 0) | ((down == 0) & (across <= 0)))
+    return tl.where(inside, start, 1 << 30)
 
 
 # --- A pattern ---

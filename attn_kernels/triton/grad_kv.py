@@ -10,28 +10,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .backward import load_sums, padded
-from .forward import NO_SPECIALIZATION, entry_sizes
+from .backward import load_sums
+from .forward import NO_SPECIALIZATION, entry_sizes, load_step
 from .geometry import (
     PATTERN_TILE,
     bit,
+    block_box,
+    block_queries,
+    block_steps,
     box_position,
-    canvas_visible,
+    clamp,
     has_low,
+    is_canvas,
     key_cell,
     pattern_entry,
     pattern_line,
     pattern_words,
     queries_of,
     query_range,
+    seen_within,
 )
-from .score import band_term, load_rows, store_rows, table_chunk
+from .score import band_whole, load_rows, store_rows
 from .softmax import LOG2_E
-
-
-@triton.constexpr_function
-def is_canvas(geometry):
-    return geometry in ("local_2d", "local_2d_causal")
 
 
 @triton.constexpr_function
@@ -39,15 +39,25 @@ def query_phase_exists(phase, geometry, rel, causal, dense):
     """Phases of query_phases that may hold queries."""
     if rel != "none":
         return phase == 0 or (geometry != "pattern" and (phase == 1 or (phase == 3 and not causal)))
+    if is_canvas(geometry):  # whole steps
+        return phase == (2 if dense else 4)
     if phase == 0:
-        return geometry not in ("full", "pattern") and not is_canvas(geometry)
-    return phase == 4 or (phase == 2 and (dense or not is_canvas(geometry)))
+        return geometry not in ("full", "pattern")
+    return phase in (2, 4)
 
 
 @triton.constexpr_function
 def query_phase_masked(phase, geometry, rel):
-    """Phases of query_phases whose pairs are not all visible."""
-    return phase in (0, 4) if rel == "none" else phase != 3 or geometry != "full"
+    """Phases of query_phases whose steps may hold rows that are no queries of theirs."""
+    if rel == "none":
+        return phase in (0, 4) or is_canvas(geometry)
+    return phase != 3 or geometry != "full"
+
+
+@triton.constexpr_function
+def query_side(phase, rel):
+    """Which sort of lse and delta a phase of query_phases takes."""
+    return {1: 1, 3: 2}.get(phase, 0) if rel == "clip" else 0
 
 
 @triton.constexpr_function
@@ -59,6 +69,8 @@ def spans_cut(phase, geometry, rel):
     """
     if geometry in ("full", "causal"):
         return geometry == "causal" and phase == 0
+    if is_canvas(geometry):
+        return phase == 4
     return rel != "none" or query_phase_masked(phase, geometry, rel)
 
 
@@ -115,22 +127,23 @@ def block_tiles(
 @triton.jit(do_not_specialize=NO_SPECIALIZATION)
 def grad_kv_kernel(
     q_ptr, k_ptr, v_ptr, rel_k_ptr, rel_v_ptr, q_rel_ptr, key_lengths_ptr, query_offsets_ptr,
-    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr, edges_ptr,
+    pattern_ptr, grad_out_ptr, lse_ptr, delta_ptr, q_rows, grad_out_rows,
     grad_k_ptr, grad_v_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dkb,
     stride_dkh, stride_dks, stride_dvb, stride_dvh, stride_dvs, stride_rel_kh, stride_rel_kr,
-    stride_rel_vh, stride_rel_vr, stride_edges, heads, group, q_len, k_len, query_offset, extent,
-    n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY:
-    tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED: tl.constexpr, DENSE:
-    tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D:
-    tl.constexpr, BLOCK_DV: tl.constexpr,
+    stride_rel_vh, stride_rel_vr, stride_sums, sum_rows, room, heads, group, q_len, k_len,
+    query_offset, extent, n_tiles, n_rows, scale, rel_scale,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys against the queries that see it, of all heads of the group.
 
-    DENSE: on a canvas, all of a cell's queries see all of its keys.
+    lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel.
+    q_rows, grad_out_rows: descriptors of queries and grad_out, tiles [1, 1, BLOCK_Q, *]; or None.
+    DENSE: on a canvas, where a step's queries are of one block, all of them see all keys.
     """
-    SCATTERED: tl.constexpr = is_canvas(GEOMETRY) or GEOMETRY == "pattern"
     tile = tl.program_id(0) % n_tiles
     k_home = (tl.program_id(0) // n_tiles).to(tl.int64)
     k_heads = heads // group
@@ -142,12 +155,13 @@ def grad_kv_kernel(
 
     key_start = tile * BLOCK_K
     if is_canvas(GEOMETRY):
-        own, part, queries = key_cell(tile, k_len, extent, GEOMETRY, BLOCK_K)
+        own, part, blocks = key_cell(tile, k_len, extent, GEOMETRY, BLOCK_K)
         cell_key = part + tl.arange(0, BLOCK_K)
         key = box_position(cell_key, own, extent[1])
+        key_row, key_col = key // extent[1], key % extent[1]
         in_tile = cell_key < own[3]
         start = 0
-        stop = tl.where(part < own[3], queries[3], 0)
+        stop = tl.where(part < own[3], blocks[3] * block_steps(extent, BLOCK_Q) * BLOCK_Q, 0)
         full_start = 0
         full_stop = stop if DENSE else 0
     else:
@@ -181,13 +195,14 @@ def grad_kv_kernel(
         GEOMETRY, CAUSAL, REL, BLOCK_Q, BLOCK_K,
     )  # fmt: skip
 
+    if REL != "none":  # of query 0; where it is cut off there is no band
+        row_0 = clamp(key_start - offset + centre, -(1 << 30), 1 << 30).to(tl.int32)
     grad_k = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     grad_v = tl.zeros((BLOCK_K, BLOCK_DV), tl.float32)
     shift = tl.arange(0, BLOCK_Q)
     for member in range(group):
         head = k_head * group + member
-        home = (batch * heads + head) * q_len
-        sums = (batch * heads + head) * padded(q_len)
+        sums = (batch * heads + head) * sum_rows
         q_head = q_ptr + batch * stride_qb + head * stride_qh
         grad_out_head = grad_out_ptr + batch * stride_gb + head * stride_gh
         if REL != "none":
@@ -199,39 +214,44 @@ def grad_kv_kernel(
                 for number in range(bounds[phase], bounds[phase + 1], BLOCK_Q):
                     numbers = number + shift
                     index = numbers
-                    if is_canvas(GEOMETRY):
-                        index = box_position(numbers, queries, extent[1])
                     valid = numbers < stop
+                    if is_canvas(GEOMETRY):
+                        block, lane = block_queries(number, blocks, extent, BLOCK_Q)
+                        box = block_box(block, extent)
+                        index = box_position(lane + shift, box, extent[1])
+                        valid = lane + shift < box[3]
                     first = offset + number
                     if GEOMETRY == "pattern":
                         group_id, place, lane = pattern_entry(entries, number)
                         first = group_id * PATTERN_TILE + lane
                         index = (first - offset).to(tl.int32) + shift
                         valid = (index >= 0) & (index < q_len)
-                    q = load_rows(
-                        q_head,
-                        stride_qs,
-                        index,
-                        valid,
-                        DIM,
-                        BLOCK_D,
-                        query_phase_masked(phase, GEOMETRY, REL),
-                    )
-                    grad_out = load_rows(
-                        grad_out_head, stride_gs, index, valid, V_DIM, BLOCK_DV,
-                        query_phase_masked(phase, GEOMETRY, REL),
+                    entry = index  # of lse and delta
+                    if is_canvas(GEOMETRY):
+                        entry = (block * room + lane) // 16 * 16 + shift
+                    q = load_step(
+                        q_rows, batch, head, number, q_head, stride_qs, index, valid, DIM, BLOCK_D,
+                        BLOCK_Q, query_phase_masked(phase, GEOMETRY, REL),
+                    )  # fmt: skip
+                    grad_out = load_step(
+                        grad_out_rows, batch, head, number, grad_out_head, stride_gs, index, valid,
+                        V_DIM, BLOCK_DV, BLOCK_Q, query_phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
                     lse, delta = load_sums(
-                        lse_ptr, delta_ptr, sums, index, valid,
-                        is_canvas(GEOMETRY)
-                        or (SCATTERED and query_phase_masked(phase, GEOMETRY, REL)),
+                        lse_ptr, delta_ptr, stride_sums, sums, entry, valid,
+                        query_side(phase, REL), rel_v_ptr is not None,
+                        GEOMETRY == "pattern" and query_phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
+                    # dP is first, but behind a band, whose products are then no more
+                    if phase != 0 or REL == "none":
+                        grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                     logits = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_K, BLOCK_Q]
-                    grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                     if not FOLDED:
                         logits *= scale
                     if phase == 0 and REL != "none":
-                        row = (key_start - first + centre).to(tl.int32)
+                        row = row_0 - number
+                        if GEOMETRY == "pattern":
+                            row = (key_start - first + centre).to(tl.int32)
                         q_rel = q
                         if q_rel_ptr is not None:
                             q_rel = load_rows(
@@ -239,53 +259,27 @@ def grad_kv_kernel(
                                 index, valid, DIM, BLOCK_D,
                                 query_phase_masked(phase, GEOMETRY, REL),
                             )  # fmt: skip
-                        chunk = table_chunk(
-                            rel_k_head, stride_rel_kr, row, n_rows, REL == "clip",
-                            DIM, BLOCK_D, BLOCK_K,
+                        term = band_whole(
+                            q_rel, rel_k_head, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                            True, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
-                        current = tl.dot(chunk, tl.trans(q_rel), input_precision=PRECISION)
-                        chunk = table_chunk(
-                            rel_k_head, stride_rel_kr, row - BLOCK_K, n_rows, REL == "clip",
-                            DIM, BLOCK_D, BLOCK_K,
-                        )  # fmt: skip
-                        previous = tl.dot(chunk, tl.trans(q_rel), input_precision=PRECISION)
-                        term = band_term(previous, current, shift[None, :], True, BLOCK_Q, BLOCK_K)
                         logits += term if FOLDED else term * rel_scale
+                        grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                         if rel_v_ptr is not None:
-                            chunk = table_chunk(
-                                rel_v_head, stride_rel_vr, row, n_rows, REL == "clip",
-                                V_DIM, BLOCK_DV, BLOCK_K,
+                            grad_weights += band_whole(
+                                grad_out, rel_v_head, stride_rel_vr, row, n_rows, shift,
+                                REL == "clip", True, PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                             )  # fmt: skip
-                            current = tl.dot(chunk, tl.trans(grad_out), input_precision=PRECISION)
-                            chunk = table_chunk(
-                                rel_v_head, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
-                                V_DIM, BLOCK_DV, BLOCK_K,
-                            )  # fmt: skip
-                            previous = tl.dot(chunk, tl.trans(grad_out), input_precision=PRECISION)
-                            grad_weights += band_term(
-                                previous, current, shift[None, :], True, BLOCK_Q, BLOCK_K
-                            )
-                    if (phase == 1 or phase == 3) and REL == "clip":
-                        at = edges_ptr + home + index
-                        if phase == 3:
-                            at += stride_edges
-                        edge = tl.load(at, mask=valid, other=0.0)
-                        logits += (edge if FOLDED else edge * rel_scale)[None, :]
-                        if rel_v_ptr is not None:
-                            v_edge = tl.load(at + 2 * stride_edges, mask=valid, other=0.0)
-                            grad_weights += v_edge[None, :]
                     weights = tl.exp2(logits * factor - lse[None, :])
                     grad_logits = weights * (grad_weights - delta[None, :])
                     if spans_cut(phase, GEOMETRY, REL):
-                        if SCATTERED:
-                            seen = valid[None, :] & exists[:, None]
-                            if GEOMETRY == "pattern":
-                                word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
-                                seen = seen & bit(word[:, None], (shift + lane)[None, :])
-                            elif not DENSE:
-                                seen = seen & canvas_visible(
-                                    index[None, :], key[:, None], extent, GEOMETRY
-                                )
+                        if GEOMETRY == "pattern":
+                            word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
+                            seen = bit(word[:, None], (shift + lane)[None, :])
+                            seen = seen & valid[None, :] & exists[:, None]
+                        elif is_canvas(GEOMETRY):
+                            begin = seen_within(box, key_row, key_col, extent, GEOMETRY) - lane
+                            seen = shift[None, :] >= begin[:, None]
                         else:
                             seen = shift[None, :] >= (seen_from - number)[:, None]
                             if has_low(GEOMETRY):

@@ -25,9 +25,22 @@ def contiguous_last(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
+def describable(x: Tensor) -> bool:
+    """Whether a tensor descriptor can tell where x lies."""
+    return (
+        x.numel() > 0 and x.data_ptr() % 16 == 0
+        and all(step > 0 and step * x.element_size() % 16 == 0 for step in x.stride()[:3])
+    )  # fmt: skip
+
+
 def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
     """Of [batch, heads, seq, dim] in tiles of rows of one head."""
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
+
+
+def descriptors(wanted: bool, rows: int, *tensors: Tensor) -> list[TensorDescriptor | None]:
+    """The tensors' descriptors, of steps of so many rows, or None."""
+    return [descriptor(x, rows) if wanted else None for x in tensors]
 
 
 def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
@@ -119,16 +132,22 @@ class Call(NamedTuple):
             "BLOCK_DV": max(16, rules.power_of_2(v_dim)),
         }  # fmt: skip
 
-    @property
-    def describable(self) -> bool:
-        """Whether a tensor descriptor can tell where K and V lie, and tiles of keys are rows."""
-        one_dimension = not self.is_canvas and self.geometry != "pattern"
-        return one_dimension and all(
-            x.numel() > 0 and x.shape[3] >= 16 and x.shape[3] == rules.power_of_2(x.shape[3])
-            and x.data_ptr() % 16 == 0
-            and all(step > 0 and step * x.element_size() % 16 == 0 for step in x.stride()[:3])
-            for x in (self.k, self.v)
-        )  # fmt: skip
+    def describable(self, direction: str) -> bool:
+        """Whether tensor descriptors can tell where a step's rows lie, and these are neighbours."""
+        key = "describable", direction
+        if key not in self.known:
+            self.known[key] = self.steps_are_describable(direction)
+        return self.known[key]
+
+    def steps_are_describable(self, direction: str) -> bool:
+        if self.is_canvas or self.geometry == "pattern":
+            return False
+        if direction == "grad_q" and self.key_lengths is not None:
+            return False  # a descriptor knows one end of the keys, behind which it gives zeros
+        dims = self.q.shape[3], self.v.shape[3]
+        steps = (self.q,) if direction == "grad_kv" else (self.k, self.v)
+        whole = all(dim >= 16 and dim == rules.power_of_2(dim) for dim in dims)
+        return whole and all(map(describable, steps))
 
     def kind(self, direction: str) -> Kind:
         """What decides the configuration."""
@@ -140,11 +159,9 @@ class Call(NamedTuple):
             rows = self.q.shape[2] * (self.group if self.packed and direction == "forward" else 1)
         dim = max(16, rules.power_of_2(max(self.q.shape[3], self.v.shape[3])))
         return Kind(
-            direction, arch_of(self.q.device), dim, self.q.element_size(),
-            self.rel_k is not None, self.rel_v is not None,
-            min(128, rules.power_of_2(rows)), self.group > 1, self.geometry == "pattern",
-            self.describable, rules.has_low(self.geometry), self.is_canvas,
-            self.rel == "clip" and rules.is_causal(self.geometry),
+            direction, arch_of(self.q.device), dim, self.q.element_size(), self.geometry, self.rel,
+            self.rel_v is not None, min(128, rules.power_of_2(rows)), self.group > 1,
+            self.describable(direction),
         )  # fmt: skip
 
     def tuning_key(self) -> str:
@@ -213,9 +230,7 @@ def launch_forward(
     part, part_lse = out, lse
     if plan.splits > 1:
         part, part_lse = parts_of(out, plan.splits), parts_of(lse, plan.splits)
-    rows = (None, None)
-    if plan.described:
-        rows = (descriptor(call.k, config.block_k), descriptor(call.v, config.block_k))
+    rows = descriptors(plan.described, config.block_k, call.k, call.v)
     plan.attention(
         call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths,
         call.query_offsets, call.pattern, *rows, part, part_lse,
@@ -251,7 +266,7 @@ def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None)
         call.n_rows, call.scale, call.rel_scale,
         **call.what(), PACKED=packed, SPLIT=splits > 1,
         LATE=config.late and not call.is_canvas,  # where finding keys again costs more
-        BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+        WHOLE=config.whole, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     merge = Launch(
@@ -260,5 +275,5 @@ def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None)
         V_DIM=v_dim, BLOCK_DV=rules.power_of_2(v_dim),
         BLOCK_SPLITS=rules.power_of_2(splits), num_warps=4,
     )  # fmt: skip
-    described = config.described and call.describable
+    described = config.described and call.describable("forward")
     return Forward(splits, described, attention, merge)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..core.ops import empty_in_layout
 from . import geometry as rules
-from .backward import STEP, grad_q_kernel, margin, prepare_kernel
+from .backward import grad_q_kernel, margin, prepare_kernel
 from .configs import Config
 from .grad_kv import grad_kv_kernel
 from .grad_table import grad_table_kernel
-from .launch import Call, config_of, contiguous_last, strides
+from .launch import Call, config_of, contiguous_last, describable, descriptors, strides
 from .prepared import Launch, form
 
 PREPARE_ROWS = 32
@@ -22,16 +22,11 @@ PREPARE_ROWS = 32
 SHEARED_BYTES = 256 << 20
 
 
-def padded_rows(q_len: int) -> int:
-    """`padded` of backward.py."""
-    return (q_len + STEP.value) // 16 * 16 + 16
-
-
 class Backward:
     """One backward call: its buffers, and a method per kernel. They run in this order.
 
-    Buffers are float32 [batch, heads, q_len]: lse in powers of two and delta, which are padded, and
-    for a clipped table 4 edges and 4 far sums.
+    Buffers are float32: lse in powers of two and delta, [sorts, batch, heads, sum_rows] (see
+    backward.py), and for a clipped table 4 far sums, [4, batch, heads, q_len].
     """
 
     def __init__(
@@ -39,18 +34,20 @@ class Backward:
     ) -> None:
         self.call, self.lse = call, lse.contiguous()
         self.grad_out, self.out = contiguous_last(grad_out), contiguous_last(out)
+        if call.describable("grad_kv") and not describable(self.grad_out):
+            self.grad_out = self.grad_out.contiguous()  # one row for all, of a sum's gradient
         self.grad_lse = None if grad_lse is None else grad_lse.contiguous()
         q, k, v = call.q, call.k, call.v
         self.grad_q, self.grad_k, self.grad_v = (empty_in_layout(x, x.shape[3]) for x in (q, k, v))
         self.grad_q_rel = None
         if call.q_rel is not None:
             self.grad_q_rel = empty_in_layout(call.q_rel, q.shape[3])
-        rows = *lse.shape[:2], padded_rows(lse.shape[2])
-        self.lse_2, self.delta = (lse.new_empty(rows) for _ in range(2))
-        self.edges = self.far = None
-        if call.rel == "clip":
-            self.edges = lse.new_empty(4, *lse.shape)
-            self.far = lse.new_empty(4, *lse.shape)
+        self.room = rules.block_room(call.geometry, call.extent)
+        rows = *lse.shape[:2], self.sum_rows
+        self.sides = 1 if call.rel != "clip" else 2 if rules.is_causal(call.geometry) else 3
+        self.lse_2 = lse.new_empty(self.sides, *rows)
+        self.delta = lse.new_empty(1 if call.rel_v is None else self.sides, *rows)
+        self.far = lse.new_empty(4, *lse.shape) if call.rel == "clip" else None
         self.table_grads: list[Tensor] = []
         given = (self.grad_out, self.out, self.grad_lse, self.lse)
         self.known = call.known.setdefault(tuple(map(form, given)), {})
@@ -61,6 +58,13 @@ class Backward:
         if key not in self.known:
             self.known[key] = prepare(*settings)
         return self.known[key]
+
+    @property
+    def sum_rows(self) -> int:
+        """Rows of lse and delta in a head: steps of up to 128 queries, from multiples of 16 on."""
+        if self.room:
+            return self.room * rules.query_tiles(self.call.geometry, self.call.extent, 0, self.room)
+        return (self.call.q.shape[2] + 128) // 16 * 16 + 16
 
     @property
     def rel_query(self) -> Tensor:
@@ -94,26 +98,26 @@ class Backward:
 
     @property
     def table_strides(self) -> tuple[int, ...]:
-        """Of both tables, and of edges and far sums."""
-        buffer = 0 if self.edges is None else self.edges.stride(0)
-        return *strides(self.call.rel_k, 2), *strides(self.call.rel_v, 2), buffer
+        """Of both tables; and of lse and delta, by sort, head and block."""
+        tables = *strides(self.call.rel_k, 2), *strides(self.call.rel_v, 2)
+        return *tables, self.lse_2.stride(0), self.sum_rows, self.room
 
     def prepare(self, config: Config | None = None) -> None:
         call = self.call
         self.launch(self.prepare_launch)(
             self.rel_query, self.out, self.lse, self.grad_out, self.grad_lse, call.rel_k,
-            call.rel_v, self.lse_2, self.delta, self.edges,
+            call.rel_v, self.lse_2, self.delta,
         )  # fmt: skip
 
     def prepare_launch(self) -> Launch:
         call, what, q = self.call, self.call.what(), self.rel_query
         batch, heads, q_len, _ = q.shape
-        n_tiles = rules.cdiv(padded_rows(q_len), PREPARE_ROWS)
+        n_tiles = rules.cdiv(self.sum_rows, PREPARE_ROWS)
         return Launch(
             prepare_kernel, (n_tiles * batch * heads,),
             *q.stride()[:3], *self.out.stride()[:3], *self.grad_out.stride()[:3],
-            *self.table_strides, heads, q_len, n_tiles, call.n_rows,
-            BLOCK_Q=PREPARE_ROWS, num_warps=4,
+            *self.table_strides, heads, q_len, call.extent, n_tiles, call.n_rows, call.rel_scale,
+            GEOMETRY=call.geometry, SIDES=self.sides, BLOCK_Q=PREPARE_ROWS, num_warps=4,
             **{name: what[name] for name in ("DIM", "V_DIM", "BLOCK_D", "BLOCK_DV")},
         )  # fmt: skip
 
@@ -138,11 +142,13 @@ class Backward:
             self.table_grads = [
                 self.delta.new_empty(batch, heads, call.n_rows, x.shape[3]) for _, x, _ in tables
             ]
+        described = config.described and call.describable("grad_q")
+        rows = descriptors(described, config.block_k, call.k, call.v)
         for first in range(0, programs, lot):
             count = min(lot, programs - first)
             cut = config, first, count, n_tiles, width
             self.launch(self.grad_q_launch, *cut)(
-                *self.inputs, self.grad_q, self.grad_q_rel, self.far, *sheared, reach
+                *self.inputs, *rows, self.grad_q, self.grad_q_rel, self.far, *sheared, reach
             )
             for i, (_, x, _) in enumerate(tables):
                 self.launch(self.grad_table_launch, i, *cut)(
@@ -157,9 +163,9 @@ class Backward:
         return Launch(
             grad_q_kernel, (count,),
             *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
-            *self.table_strides, width, *self.sizes, n_tiles, call.n_rows,
+            *self.table_strides, *strides(self.far, 1), width, *self.sizes, n_tiles, call.n_rows,
             call.scale, call.rel_scale, first,
-            **call.what(), BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
+            **call.what(), WHOLE=config.whole, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
 
@@ -187,7 +193,10 @@ class Backward:
         return [row for row in tables if row[0] is not None]
 
     def run_grad_kv(self, config: Config) -> None:
-        self.launch(self.grad_kv_launch, config)(*self.inputs, self.edges, self.grad_k, self.grad_v)
+        call = self.call
+        described = config.described and call.describable("grad_kv")
+        rows = descriptors(described, config.block_q, call.q, self.grad_out)
+        self.launch(self.grad_kv_launch, config)(*self.inputs, *rows, self.grad_k, self.grad_v)
 
     def grad_kv_launch(self, config: Config) -> Launch:
         call = self.call

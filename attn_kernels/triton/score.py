@@ -9,10 +9,11 @@ one new product of queries and table. Of both chunks row a needs every column u 
     merged[a, u] = current[a, u] if u < BLOCK_K - s_a else previous[a, u]
     term[a, b] = merged[a, (b - s_a) mod BLOCK_K]
 
-Where the queries stay, current is rotated first, carried to the next tile, and chosen where
-b >= s_a; if BLOCK_Q is twice BLOCK_K, the one before is carried as well. The rotation goes through
-shared memory in an order without bank conflicts (gpu_order). Tiles may be transposed, [keys,
-queries]; shift then is s_a as [1, BLOCK_Q] instead of [BLOCK_Q, 1].
+Where the queries stay, current may be rotated first, carried to the next tile, and chosen where
+b >= s_a (band_step); if BLOCK_Q is twice BLOCK_K, the one before is carried as well. That saves
+products; band_whole carries nothing, which leaves registers for wider tiles. The rotation goes
+through shared memory in an order without bank conflicts (gpu_order). Tiles may be transposed,
+[keys, queries]; shift then is s_a as [1, BLOCK_Q] instead of [BLOCK_Q, 1].
 
 REL says what is beyond the table: "none" (there is no table), "clip" or "zero".
 """
@@ -128,14 +129,26 @@ def in_current(shift, TRANSPOSED: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def product(
+    x, ptr, stride, row, n_rows, CLIP: tl.constexpr, TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """x's products with BLOCK_K table rows from `row` on."""
+    chunk = table_chunk(ptr, stride, row, n_rows, CLIP, DIM, BLOCK_D, BLOCK_K)
+    if TRANSPOSED:
+        return tl.dot(chunk, tl.trans(x), input_precision=PRECISION)
+    else:
+        return tl.dot(x, tl.trans(chunk), input_precision=PRECISION)
+
+
+@triton.jit
 def rotated_product(
     x, ptr, stride, row, n_rows, shift, CLIP: tl.constexpr, PRECISION: tl.constexpr,
     DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """x's products with table rows from `row` on: column b is for offset (b - s_a) mod BLOCK_K."""
-    chunk = table_chunk(ptr, stride, row, n_rows, CLIP, DIM, BLOCK_D, BLOCK_K)
-    product = tl.dot(x, tl.trans(chunk), input_precision=PRECISION)
-    return rotate(product, shift[:, None], -1, False, BLOCK_Q, BLOCK_K)
+    """product, rotated: column b is for offset (b - s_a) mod BLOCK_K."""
+    x = product(x, ptr, stride, row, n_rows, CLIP, False, PRECISION, DIM, BLOCK_D, BLOCK_K)
+    return rotate(x, shift[:, None], -1, False, BLOCK_Q, BLOCK_K)
 
 
 @triton.jit
@@ -184,10 +197,25 @@ def band_step(
 
 
 @triton.jit
-def band_term(
-    previous, current, shift,
-    TRANSPOSED: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+def band_whole(
+    x, ptr, stride, row, n_rows, shift, CLIP: tl.constexpr, TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr, DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The term of a tile from the products of both chunks."""
-    merged = tl.where(in_current(shift, TRANSPOSED, BLOCK_K), current, previous)
-    return rotate(merged, shift, -1, TRANSPOSED, BLOCK_Q, BLOCK_K)
+    """A step's term, from all chunks of its band: chosen first, rotated once."""
+    tl.static_assert(not TRANSPOSED or BLOCK_Q <= BLOCK_K, "a transposed tile's band is two chunks")
+    shift = shift[None, :] if TRANSPOSED else shift[:, None]
+    chosen = product(
+        x, ptr, stride, row - BLOCK_K, n_rows, CLIP, TRANSPOSED, PRECISION, DIM, BLOCK_D, BLOCK_K
+    )
+    if BLOCK_Q > BLOCK_K:
+        older = product(
+            x, ptr, stride, row - 2 * BLOCK_K, n_rows, CLIP, TRANSPOSED, PRECISION, DIM, BLOCK_D,
+            BLOCK_K,
+        )  # fmt: skip
+        chosen = tl.where(in_current(shift - BLOCK_K, TRANSPOSED, BLOCK_K), chosen, older)
+    current = product(
+        x, ptr, stride, row, n_rows, CLIP, TRANSPOSED, PRECISION, DIM, BLOCK_D, BLOCK_K
+    )
+    chosen = tl.where(in_current(shift, TRANSPOSED, BLOCK_K), current, chosen)
+    return rotate(chosen, shift, -1, TRANSPOSED, BLOCK_Q, BLOCK_K)

@@ -78,6 +78,7 @@ class Case:
     scale: float | None = None
     late: bool = False
     described: bool = False
+    whole: bool = False
 
     def __str__(self) -> str:
         parts = [self.geometry, self.table, f"{self.q_len}-{self.k_len}", self.key_lengths]
@@ -116,6 +117,9 @@ PLAIN = [
     Case(Local2d((5, 12), (5, 6), (0, 8), True), 60, key_lengths=(60, 31)),
     Case(Local2d((12, 5), (3, 2), (4, 1), True), 60),
     Case(Local2d((3, 20), (3, 10), (3, 5)), 60, key_lengths=(25, 0)),
+    # a block's queries end before the room that they have
+    Case(Local2d((11, 8), (6, 6), (2, 3)), 88),
+    Case(Local2d((8, 11), (6, 6), (3, 2), True), 88, k_heads=2),
 ]  # fmt: skip
 LATE = [replace(case, late=True) for case in PLAIN if not isinstance(case.geometry, Local2d)]
 DESCRIBED = [replace(case, dim=16, value_dim=32, described=True) for case in LATE]
@@ -143,10 +147,13 @@ RELATIVE = [
     Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
 ]
 
+WHOLE = [replace(case, whole=True) for case in RELATIVE]
 LATE_RELATIVE = [replace(case, late=True) for case in RELATIVE]
 DESCRIBED_RELATIVE = [
-    replace(case, dim=16, value_dim=32, late=late, described=True)
-    for case, late in zip(RELATIVE, itertools.cycle([True, True, False]))
+    replace(case, dim=16, value_dim=32, late=late, described=True, whole=whole)
+    for case, late, whole in zip(
+        RELATIVE, itertools.cycle([True, True, False]), itertools.cycle([True, False])
+    )
 ]
 
 
@@ -198,7 +205,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     prepared.known.cache_clear()  # launches of other tiles, or of what a test replaces
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
     block = case.block if isinstance(case, Case) else (16, 16)
-    how = (case.late, case.described) if isinstance(case, Case) else ()
+    how = (case.late, case.described, case.whole) if isinstance(case, Case) else ()
 
     def candidates(kind: configs.Kind) -> list[configs.Config]:
         most = configs.band_chunks(kind) * block[1] if kind.relative else block[0]
@@ -229,7 +236,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launched]:
     return seen
 
 
-@pytest.mark.parametrize("case", PLAIN + RELATIVE + PATTERNS + RELATIVE_PATTERNS, ids=str)
+@pytest.mark.parametrize("case", PLAIN + RELATIVE + WHOLE + PATTERNS + RELATIVE_PATTERNS, ids=str)
 def test_values_and_gradients(case: Case) -> None:
     """out, lse and every gradient, lse's included, are as accurate as eager float32."""
     options = {} if case.scale is None else {"scale": case.scale}
@@ -237,14 +244,42 @@ def test_values_and_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", LATE + DESCRIBED + LATE_RELATIVE + DESCRIBED_RELATIVE, ids=str)
-def test_late_values(case: Case, launched: list[Launched]) -> None:
-    """Values added one step late: every phase may be empty, one step long, or more."""
+def test_late_and_described_values(case: Case, launched: list[Launched]) -> None:
+    """Values added one step late, rows by descriptors: every phase may be empty, one step long, or
+    more."""
     options = {} if case.scale is None else {"scale": case.scale}
     call = variant(case.geometry, case.table)
-    check_against_reference(call, case.inputs(), TRITON, gradients=False, **options)
+    check_against_reference(call, case.inputs(), TRITON, gradients=case.described, **options)
     assert launched[0].options["LATE"] == case.late
-    descriptors = [x for x in launched[0].args if isinstance(x, TensorDescriptor)]
-    assert len(descriptors) == (2 if case.described else 0)
+    for kernel in launched:
+        descriptors = [x for x in kernel.args if isinstance(x, TensorDescriptor)]
+        described = case.described and kernel.name in (
+            "attention_fwd_kernel", "grad_kv_kernel", case.key_lengths is None and "grad_q_kernel"
+        )  # fmt: skip
+        assert len(descriptors) == (2 if described else 0), kernel.name
+
+
+@pytest.mark.parametrize("case", [DESCRIBED[2]], ids=str)
+def test_gradient_of_one_row(case: Case, launched: list[Launched]) -> None:
+    """A gradient whose rows are one in memory, as of a sum over rows, gets memory of its own."""
+    inputs = case.inputs()
+    inputs = replace(inputs, grad_out=inputs.grad_out[:, :, :1].expand_as(inputs.grad_out))
+    check_against_reference(variant(case.geometry), inputs, TRITON)
+    (kernel,) = (x for x in launched if x.name == "grad_kv_kernel")
+    descriptors = [x for x in kernel.args if isinstance(x, TensorDescriptor)]
+    assert len(descriptors) == 2
+    assert all(launch.describable(x.base) for x in descriptors)
+
+
+@pytest.mark.parametrize("case", [RELATIVE[4], WHOLE[4]], ids=str)
+def test_faint_keys_beyond_the_table(case: Case) -> None:
+    """The term of keys beyond the table may be far from all other logits: these keep their digits,
+    though it is taken from the maximum instead of being added to every score."""
+    inputs = case.inputs()
+    tables = inputs.rel_k.clone()
+    tables[:, [0, -1]] = -3e4
+    inputs = replace(inputs, q=inputs.q.abs(), rel_k=tables)
+    check_against_reference(variant(case.geometry, case.table), inputs, TRITON, gradients=False)
 
 
 @pytest.mark.parametrize("case", [PLAIN[0], LATE[0], DESCRIBED[0]], ids=str)
@@ -542,15 +577,21 @@ def test_query_tiles_mirror_the_geometry(
 
 def test_configurations() -> None:
     """Every default fits, small homes get small tiles, and what does not fit is not offered."""
-    for direction in configs.DIRECTIONS:
-        for dim in (16, 64, 128, 256):
-            for arch in (0, 80, 86, 90, 100):
-                for relative in (False, True):
-                    kind = configs.Kind(direction, arch, dim, 2, relative, False, 128)
-                    rows = undo_fixture(kind)
-                    assert rows, kind
-                    assert all(configs.fits(kind, row) for row in rows), (kind, rows)
-    few = configs.Kind("forward", 90, 64, 2, False, False, 16)
+    geometries = ("full", "causal", "window", "local_1d", "local_2d_causal", "pattern")
+    for direction, dim, arch, size, geometry, rel, values, describable in itertools.product(
+        configs.DIRECTIONS, (16, 64, 128, 256), (0, 80, 86, 90, 100), (2, 4), geometries,
+        ("none", "clip", "zero"), (False, True), (False, True),
+    ):  # fmt: skip
+        values = values and rel != "none"
+        kind = configs.Kind(
+            direction, arch, dim, size, geometry, rel, values, 128, describable=describable
+        )
+        rows = undo_fixture(kind)
+        assert rows, kind
+        last_resort = [configs.Config(16, 16, 4, 1)]
+        assert rows == last_resort or all(configs.fits(kind, row) for row in rows), (kind, rows)
+        assert describable or not any(row.described for row in rows), (kind, rows)
+    few = configs.Kind("forward", 90, 64, 2, "causal", "none", False, 16)
     assert undo_fixture(few)[0].block_q == 16
 
 
@@ -567,7 +608,7 @@ def test_tuning_is_cached_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(configs, "time_of", lambda launch, row: next(times))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     configs.tuned.cache_clear()
-    kind = configs.Kind("forward", 90, 64, 2, False, False, 128)
+    kind = configs.Kind("forward", 90, 64, 2, "causal", "none", False, 128)
     for _ in range(2):
         assert configs.choose(kind, lambda: "here", lambda config: None) == rows[1]
     assert configs.read_cache(tmp_path / "triton.json") == {f"{kind} here": asdict(rows[1])}
