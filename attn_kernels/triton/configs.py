@@ -199,7 +199,8 @@ def exact_rows(kind: Kind) -> list[Config]:
     """float32 on NVIDIA: ptxas has no registers for more, with operands held for FMA."""
     old = kind.arch < 90
     narrow = kind.relative or kind.dim > 64 or (old and kind.canvas)
-    stages = 1 if old and kind.direction == "grad_kv" else 2
+    few = old or (kind.arch >= 100 and kind.dim <= 64)
+    stages = 1 if few and kind.direction == "grad_kv" else 2
     rows = [Config(16, 16, 8, stages), Config(16, 16, 8, 1)]
     return rows if narrow else [Config(32, 32, 8, stages), *rows]
 
@@ -213,8 +214,11 @@ def forward_rows(kind: Kind) -> list[Config]:
     if kind.relative:
         return forward_bands(kind)
     if kind.rows < 128:
-        return [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
+        rows = [Config(64, 64, 4, 3), Config(64, 128, 4, 2), Config(64, 64, 4, 2),
                 Config(64, 32, 4, 2)]  # fmt: skip
+        if 0 < kind.arch < 90 and kind.dim > 64:
+            return [Config(64, 32, 4, 3) if kind.canvas else rows[2], *rows]
+        return rows
     if kind.dim <= 64:
         rows = [Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 4, 3),
                 Config(64, 64, 4, 3), Config(64, 64, 4, 2)]  # fmt: skip
@@ -320,6 +324,8 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
         spans = kind.arch == 90 and kind.geometry in ("causal", "window")
         if kind.arch == 90 and kind.canvas and kind.rows < 128:
             rows = [Config(32, 64, 4, 1), *rows]
+        if kind.arch >= 100 and kind.geometry == "full":
+            return [Config(64, 64, 4, 2), *rows]
         wide = kind.rows >= 128 and (spans or kind.arch >= 100)
         return rows[::-1] if wide else rows
     return [Config(32, 64, 4, 1), Config(32, 32, 4, 1)]
@@ -365,12 +371,11 @@ def pattern_rows(kind: Kind) -> list[Config]:
     if kind.direction == "grad_kv" and kind.arch == 90 and not wide and not kind.relative:
         return [Config(64, 64, 4, 3)]
     if kind.relative:
+        keys = 32 if old or (wide and kind.arch == 90) else 64
         rows = {
             "forward": [Config(32, 64, 4, 2)] if wide and not old else [],
             "grad_q": [Config(16 if wide else 32, 32, 4, 2)],
-            "grad_kv": [Config(32, 32, 8, 2)]
-            if wide and old
-            else [Config(32, 32 if old else 64, 4, 2)],
+            "grad_kv": [Config(32, keys, 8 if wide and old else 4, 2)],
         }
     return rows[kind.direction]
 
