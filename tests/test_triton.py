@@ -1,7 +1,7 @@
 """The Triton backend without a GPU: its kernels interpreted, and compiled for GPUs that are not here.
 
 Interpreting and compiling exclude each other in one process, so the former has a process of its own.
-ATTN_KERNELS_TEST_COMPILED=1 compiles every kernel for every target, which takes about 20 minutes.
+ATTN_KERNELS_TEST_COMPILED=1 compiles every kernel for every target, which takes about half an hour.
 """
 
 from __future__ import annotations

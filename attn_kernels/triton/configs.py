@@ -131,7 +131,7 @@ def shared_bytes(kind: Kind, config: Config) -> int:
     if kind.pattern:  # words of bits
         operands += 512
     if kind.arch >= 100:  # what goes to tensor memory
-        operands += 3 * step * row + 1024
+        operands += (3 + kind.values) * step * row + 1024
     return staged + homes + operands
 
 
