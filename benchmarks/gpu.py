@@ -260,11 +260,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="that compile at a time",
     )  # fmt: skip
     chosen = parser.parse_args(arguments)
+    groups = [name for name in chosen.only.split(",") if name] or list(GROUPS)
+    if unknown := ", ".join(name for name in groups if name not in GROUPS):
+        parser.error(f"argument --only: of {', '.join(GROUPS)}, got {unknown}")
     deadline = time.monotonic() + chosen.budget
     seconds = lambda: min(JOB_SECONDS, deadline - time.monotonic())  # noqa: E731
     if reason := backends()["triton"].reason:
         sys.exit(f"nothing to measure: {reason}")
-    groups = [name for name in chosen.only.split(",") if name] or list(GROUPS)
     worker = Worker()  # this process has no CUDA context that a kernel could break
     report = Report(None, worker.run((environment, chosen.commit), 120))
     print(json.dumps(report.environment, indent=1), flush=True)

@@ -172,6 +172,13 @@ def test_a_failing_kernel_does_not_stop_the_rest(
     assert first["eager"]["milliseconds"] == second[OURS]["milliseconds"] == 2.0
 
 
+def test_an_unknown_group_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "relative,local"])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.endswith("of causal, relative, local_2d, pattern, decode, got local")
+
+
 def test_out_of_time(tmp_path: Path) -> None:
     """What was not begun is listed."""
     code, data = run(tmp_path, "--budget", "0", "--only", "causal")
