@@ -1,8 +1,8 @@
 """Tile sizes: one small table, the predicate that says whether a row fits, and an opt-in search.
 
-The rows were chosen from machine code, not from time: the largest tiles that fit shared memory and
-compile with next to no spills in their loops on every architecture named
-(`python -m benchmarks.compiled`, triton 3.6.0).
+The rows were chosen from machine code, not from time: the first of a kind are large tiles that fit
+shared memory and compile without spills (`python -m benchmarks.compiled`, triton 3.6.0); those
+behind them are for smaller devices and for the search.
 ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest
 in ~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
 """
