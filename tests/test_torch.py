@@ -37,6 +37,7 @@ from test_pattern import variant as pattern_variant
 from test_relative import variant as relative
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from attn_kernels import (
     Causal,
@@ -440,6 +441,61 @@ def penalty_at(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     leaf = q.clone().requires_grad_()
     out = causal_attention(leaf, k, v, backend="reference")
     return torch.autograd.grad(out.sin().sum(), leaf)[0].square().sum()
+
+
+def with_tangent(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The tangent that forward-mode differentiation gives the result."""
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x))).tangent
+
+
+def through_grad_out(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Forward mode through a gradient's gradient alone, which is linear in it."""
+    leaf = x.clone().requires_grad_()
+    out = function(leaf)
+    return with_tangent(lambda grad: torch.autograd.grad(out, leaf, grad)[0], torch.ones_like(out))
+
+
+FORWARD_MODES = {
+    "dual": with_tangent,
+    "dual-of-parameter": lambda f, x: with_tangent(f, x.clone().requires_grad_()),
+    "dual-without-grad": lambda f, x: torch.no_grad()(with_tangent)(f, x),
+    "grad_out": through_grad_out,
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,))[1],
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "linearize": lambda f, x: torch.func.linearize(f, x)[1](x),
+    "compiled": lambda f, x: torch.compile(
+        lambda y: torch.func.jvp(f, (y,), (y,))[1], backend="aot_eager"
+    )(x),
+}
+
+
+@pytest.mark.parametrize("mode", FORWARD_MODES)
+def test_forward_mode(fused: Target, mode: str) -> None:
+    """The kernels have no forward mode: a clear error, never a tangent that is left out."""
+    torch._dynamo.reset()
+    q, k, v = (drawn(1, 2, 4, 3) for _ in range(3))
+
+    def function(x: Tensor) -> Tensor:
+        return causal_attention(x, k, v, backend=fused.name)
+
+    with pytest.raises(NotImplementedError) as error:
+        FORWARD_MODES[mode](function, q)
+    text = "attn_kernels: the fused kernels have no forward-mode derivative; "
+    assert str(error.value) == text + 'backend="reference" has one'
+
+
+def test_forward_mode_of_the_reference() -> None:
+    """The way out that the error names."""
+    q, k, v = (drawn(1, 2, 4, 3) for _ in range(3))
+
+    def function(x: Tensor) -> Tensor:
+        return causal_attention(x, k, v, backend="reference")
+
+    found = with_tangent(function, q)
+    step = 1e-4
+    expected = (function(q * (1 + step)) - function(q * (1 - step))) / (2 * step)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 # --- Autocast ---

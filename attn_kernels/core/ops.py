@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _SHARED = (
     "Tensor q, Tensor k, Tensor v, Tensor? rel_k, Tensor? rel_v, Tensor? q_rel,"
@@ -90,7 +91,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     arguments = (grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(out.device.type):
         grads = bwd(*arguments)
-    elif torch._C._are_functorch_transforms_active():
+    elif _transformed():
         grads = _Backward.apply(*arguments)
     elif torch.is_grad_enabled():  # create_graph=True: raises when it is differentiated again
         grads = bwd(*arguments)
@@ -101,10 +102,23 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
     return (*given, *[None] * (N_SAVED - N_TENSORS + len(ctx.settings)))
 
 
+def _transformed() -> bool:
+    """Inside torch.func's transforms or forward-mode differentiation. A tangent shows in nothing
+    else: below autograd it would be lost without a word."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _double_backward(ctx: Any, *grads: Any) -> Any:
     raise NotImplementedError(
         "attn_kernels: the fused kernels are differentiable once;"
         ' backend="reference" is any number of times'
+    )
+
+
+def _forward_mode(ctx: Any, *tangents: Any) -> Any:
+    raise NotImplementedError(
+        "attn_kernels: the fused kernels have no forward-mode derivative;"
+        ' backend="reference" has one'
     )
 
 
@@ -128,6 +142,7 @@ class _Backward(torch.autograd.Function):
         pass
 
     backward = staticmethod(_double_backward)
+    jvp = staticmethod(_forward_mode)
 
 
 class _Forward(torch.autograd.Function):
@@ -139,6 +154,7 @@ class _Forward(torch.autograd.Function):
 
     setup_context = staticmethod(_save)
     backward = staticmethod(_backward)
+    jvp = staticmethod(_forward_mode)
 
 
 class _Eager(torch.autograd.Function):
@@ -158,8 +174,10 @@ class _Eager(torch.autograd.Function):
 def call(*inputs: Any) -> tuple[Tensor, Tensor]:
     """fwd by the shortest way: an operator's own autograd costs 8 us even without gradients."""
     if torch.compiler.is_compiling():
+        if forward_ad._current_level >= 0:  # the compiler would leave its tangent out
+            _forward_mode(None)
         return fwd(*inputs)
-    if torch._C._are_functorch_transforms_active():
+    if _transformed():
         return _Forward.apply(*inputs)
     if torch.is_grad_enabled():
         for x in inputs[:N_TENSORS]:
