@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
-from common import Inputs, Target, Variant, check_against_reference, make_inputs
+import pytest
+import torch
+from common import Inputs, Target, Variant, check_against_reference, make_inputs, run
 from operation_checks import TwoDimensional
 
 from attn_kernels import Local2d, local_attention_2d
@@ -35,6 +38,20 @@ class TestLocal2d(TwoDimensional):
         for causal in (False, True)
     ]
     few: ClassVar = [variants[2], variants[3]]
+
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("size", [2**20, 2**31, 2**32, 2**40, sys.maxsize])
+    def test_larger_than_any_canvas(self, backend: Target, size: int, causal: bool) -> None:
+        """A block or a halo that means "all there is" costs and gives what the canvas's own does."""
+        for block, halo in (((size, size), (1, 1)), ((2, 3), (size, size)), ((1, size), (size, 0))):
+            inputs = make_inputs(variant(block, halo, causal), (5, 7))
+            fitting = [tuple(map(min, pair, (5, 7))) for pair in (block, halo)]
+            found, wanted = (
+                run(variant(*sizes, causal), inputs, backend=backend.name, return_lse=True)
+                for sizes in ((block, halo), fitting)
+            )
+            for name, x in wanted.items():
+                assert torch.equal(found[name], x), name
 
     def test_boxes_that_begin_where_another_was_cut(self, backend: Target) -> None:
         """Steps of one block and of the one below it may start at the same key and differ in length:

@@ -247,7 +247,12 @@ class Local2d(Geometry):
         check_flag("Local2d", "causal", self.causal)
 
     def extent(self) -> tuple[int, ...]:
-        return (*self.grid, *self.block, *self.halo, int(self.causal))
+        """Blocks and halos no larger than the canvas, which is as large as any: kernels cut the
+        cells of a whole block in tiles."""
+        (rows, cols), (bh, bw), (hh, hw) = self.grid, self.block, self.halo
+        block = torch.sym_max(torch.sym_min(bh, rows), 1), torch.sym_max(torch.sym_min(bw, cols), 1)
+        halo = torch.sym_min(hh, rows), torch.sym_min(hw, cols)
+        return (rows, cols, *block, *halo, int(self.causal))
 
     def order(self, pos: Any) -> Any:
         """Rank of a position in the block raster scan (blocks are cut at the canvas's edge)."""
@@ -259,7 +264,7 @@ class Local2d(Geometry):
         return top * cols + left * height + (row - top) * width + (col - left)
 
     def visible(self, q_pos: Any, k_pos: Any) -> Any:
-        cols, (bh, bw), (hh, hw) = self.grid[1], self.block, self.halo
+        _, cols, bh, bw, hh, hw, _ = self.extent()
         q_top, q_left = q_pos // cols // bh * bh, q_pos % cols // bw * bw
         k_row, k_col = k_pos // cols, k_pos % cols
         seen = (k_row >= q_top - hh) & (k_row < q_top + bh + hh)
