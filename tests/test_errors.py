@@ -85,6 +85,7 @@ MESSAGES = [
     (call(Q.long(), K.long(), V.long()), ValueError, "q must be float32, float64, bfloat16 or float16, got int64"),
     (call(Q, K.double()), ValueError, "k must have dtype float32 like q, got float64"),
     (call(Q, K, V.bfloat16()), ValueError, "v must have dtype float32 like q, got bfloat16"),
+    (call(*(x.to("meta") for x in (Q, K.double()))), ValueError, "k must have dtype float32 like q, got float64"),
     (call(Q, K.to("meta")), ValueError, "k must be on device cpu like q, got meta"),
     (call(Q, K, V.to("meta")), ValueError, "v must be on device cpu like q, got meta"),
     # the other arguments

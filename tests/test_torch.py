@@ -157,6 +157,17 @@ def test_no_graph_without_need(backend: Target) -> None:
     assert torch.equal(plain, inferred)
 
 
+def test_meta() -> None:
+    """On "meta" shapes and dtypes come out, forward and backward, in no memory."""
+    x = inputs_of(RELATIVE, dtype=torch.bfloat16).map(lambda t: t.to("meta").requires_grad_())
+    out, lse = RELATIVE(x, return_lse=True)
+    assert (out.shape, out.dtype, out.device.type) == (x.grad_out.shape, torch.bfloat16, "meta")
+    assert (lse.shape, lse.dtype) == (out.shape[:3], torch.float32)
+    leaves = x.tensors().values()
+    for grad, leaf in zip(torch.autograd.grad(out.sum(), list(leaves)), leaves, strict=True):
+        assert (grad.shape, grad.dtype) == (leaf.shape, leaf.dtype)
+
+
 # --- torch.compile, torch.export ---
 
 

@@ -96,6 +96,8 @@ def call_reference(
     query_offset: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
     device = q.device.type
+    if not torch.amp.is_autocast_available(device):  # as on "meta", where asking more is an error
+        return reference.attention(q, k, v, geometry, score, scale, key_lengths, query_offset)
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:
         q = q.to(torch.get_autocast_dtype(device))  # the output's dtype; the arithmetic is float32
     with torch.autocast(device, enabled=False):

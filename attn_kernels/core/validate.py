@@ -79,12 +79,17 @@ def check_rank(name: str, x: Any) -> None:
 
 
 def check_like_q(name: str, x: Tensor, q: Tensor) -> None:
-    if x.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+    if x.dtype != q.dtype and not autocasts(q.device.type):
         raise ValueError(
             f"{name} must have dtype {name_of(q.dtype)} like q, got {name_of(x.dtype)}"
         )
     if not (x.is_cpu and q.is_cpu) and x.device != q.device:  # a device object takes 0.1 us
         raise ValueError(f"{name} must be on device {q.device} like q, got {x.device}")
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a kind of device; "meta" has none, and torch raises if asked."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_number(name: str, value: Any) -> None:
