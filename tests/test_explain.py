@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from common import Target
@@ -23,6 +24,16 @@ def test_counts(backend: Target) -> None:
     assert found.backward_flops == 2 * pairs * (3 * 8 + 2 * 5)
     assert found.bytes_read == 4 * (Q.numel() + K.numel() + V.numel())
     assert found.bytes_written == 4 * 2 * 4 * 6 * (5 + 1)
+
+
+@pytest.mark.parametrize("index", [int, np.int64])
+def test_counts_where_queries_stand(index: type) -> None:
+    """An offset counts, whichever type of integer it is; a tensor is not looked into."""
+    offset = index(-2)
+    assert explain(Q, K, V, Causal(), query_offset=offset).visible_pairs == 2 * 4 * (1 + 2 + 3 + 4)
+    offsets = torch.tensor([-2, 0])
+    pairs = explain(Q, K, V, Causal()).visible_pairs
+    assert explain(Q, K, V, Causal(), query_offset=offsets).visible_pairs == pairs
 
 
 def test_counts_with_tables(backend: Target) -> None:

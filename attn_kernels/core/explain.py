@@ -74,7 +74,8 @@ def explain(
     name, reason = choose(backend, q, v)
     (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
     default = geometry.default_offset(q_len, k_len)
-    offset = query_offset if isinstance(query_offset, int) else default
+    given = query_offset is not None and not isinstance(query_offset, Tensor)
+    offset = int(query_offset) if given else default
     pairs = batch * heads * geometry.visible_pairs(q_len, k_len, offset)
     products, back_products = dim + v_dim, 3 * dim + 2 * v_dim
     tensors = [q, k, v]
