@@ -121,6 +121,32 @@ def test_a_mask_is_compiled_when_it_changes(monkeypatch):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "plain"])
+def test_inside_torchs_encoder(train, masked, monkeypatch):
+    """In the place of its self-attention, which torch computes without the layer where it can."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(train)
+    x, lengths = torch.randn(3, 9, 16), padding(9, 4, 1)
+    masks = {"mask": causal(9), "src_key_padding_mask": lengths}
+    options = {name: as_float(mask).float() for name, mask in masks.items()}
+    options = options if masked else {}
+    with torch.no_grad():
+        expected = model(x, **options)
+    for each in model.layers:
+        ours = MultiheadAttention(16, 4, batch_first=True)
+        ours.load_state_dict(each.self_attn.state_dict())
+        each.self_attn = ours
+    model.train(train)
+    used, forward = [], MultiheadAttention.forward
+    monkeypatch.setattr(
+        MultiheadAttention, "forward", lambda *a, **k: used.append(1) or forward(*a, **k)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, **options), expected)
+    assert len(used) == 2
+
+
 def test_same_parameters():
     """Names, shapes and order, and weights initialised alike."""
     for kind in KINDS:

@@ -29,6 +29,9 @@ class MultiheadAttention(nn.Module):
         backend: as for `attention`; the others are torch's.
     """
 
+    # torch's encoder layers ask; not true, they call this layer in place of their own fused path.
+    _qkv_same_embed_dim = False
+
     def __init__(
         self,
         embed_dim: int,
