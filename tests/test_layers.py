@@ -142,8 +142,14 @@ class TestAttention:
         ):
             with pytest.raises(ValueError, match=message):
                 Attention(8, **options)
-        with pytest.raises(TypeError, match="heads must be an int, got float"):
-            Attention(8, 2.0)
+        for options, message in (
+            ({"heads": 2.0}, "heads must be an int, got float"),
+            ({"context_dim": 2.0}, "context_dim must be an int, got float"),
+            ({"geometry": "causal"}, "geometry must be a Geometry such as Full.* got str"),
+            ({"geometry": Causal}, "geometry must be a Geometry such as Full.* got type"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                Attention(8, **({"heads": 4} | options))
         layer = Attention(8, 4, context_dim=6)
         with pytest.raises(
             ValueError, match=r"x must have shape \[batch, length, 8\], got \[2, 8\]"
@@ -227,8 +233,18 @@ class TestCache:
             layer(x, cache=cache)
         with torch.no_grad():
             layer(x, cache=cache)
-            with pytest.raises(ValueError, match="k must have batch 2 as cached, got 1"):
-                layer(x[:1], cache=cache)
+            for other, given, text in (
+                (layer, x[:1], r"k must have shape \[2, 4, \*, 2\] as cached, got \[1, 4, 3, 2\]"),
+                (Attention(8, 4, kv_heads=1), x, r"\[2, 4, \*, 2\] as cached, got \[2, 1, 3, 2\]"),
+                (
+                    Attention(8, 4, value_head_dim=1),
+                    x,
+                    r"v must have shape \[2, 4, \*, 2\] as cached",
+                ),
+            ):
+                with pytest.raises(ValueError, match=text):
+                    other(given, cache=cache)
+        assert cache.length == 3
 
 
 def skewed(q: Tensor, table: Tensor, distances: int) -> Tensor:
@@ -318,6 +334,17 @@ class TestRelative:
         expected = joined(layer, logits.softmax(-1) @ v)
         torch.testing.assert_close(layer(x, memory=memory), expected)
 
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="beyond must be one of 'clip', 'zero', got 'wrap'"):
+            RelativeAttention(8, 2, distances=4, beyond="wrap")
+        with pytest.raises(
+            ValueError, match=r"positions must be one of 'interleaved'.* got 'other'"
+        ):
+            TransformerXLAttention(8, 2, positions="other")
+        for kind, options in ((RelativeAttention, {"distances": 4}), (ShawAttention, {})):
+            with pytest.raises(TypeError, match=r"geometry must be a Geometry .* got str"):
+                kind(8, 2, geometry="causal", **options)
+
     @torch.no_grad()
     def test_memory_and_cache_exclude_each_other(self):
         layer, x = TransformerXLAttention(8, 2), torch.randn(2, 4, 8)
@@ -350,6 +377,15 @@ class TestLocal:
         mask = Local2d(shape, (2, 3), (1, 4), causal).visible(places[:, None], places)
         expected = F.scaled_dot_product_attention(q, k, v, mask)
         torch.testing.assert_close(layer(x), joined(layer, expected).view(x.shape))
+
+    def test_bad_input_in_one_dimension(self):
+        layer = LocalAttention1d(8, 2, block=2, look_back=1)
+        with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got list"):
+            layer([1.0])
+        with pytest.raises(
+            ValueError, match=r"x must have shape \[batch, length, 8\], got \[4, 8\]"
+        ):
+            layer(torch.randn(4, 8))
 
     def test_bad_input(self):
         layer = LocalAttention2d(8, 2, block=(2, 2), halo=(1, 1))
@@ -418,6 +454,12 @@ class TestPositions:
             grid_sinusoids((2, 2), 3)
         with pytest.raises(ValueError, match="within the 9 positions of the model, got 10"):
             LearnedPositions(9, 6)(torch.randn(2, 7, 6), 3)
+        with pytest.raises(ValueError, match="offset must be at least 0, got -1"):
+            LearnedPositions(9, 6)(torch.randn(2, 7, 6), -1)
+        with pytest.raises(
+            ValueError, match=r"x must have shape \[batch, length, 6\], got \[7, 6\]"
+        ):
+            LearnedPositions(9, 6)(torch.randn(7, 6))
         with pytest.raises(ValueError, match="offset must be 0 on a grid, got 1"):
             SinusoidalPositions(8)(torch.zeros(1, 2, 2, 8), 1)
 
@@ -460,6 +502,8 @@ class TestBlocks:
             FeedForward(8, 8, "tanh")
         with pytest.raises(ValueError, match="dropout must be at least 0 and below 1, got 1"):
             FeedForward(8, 8, dropout=1)
+        with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
+            FeedForward(8, 0)
         with pytest.raises(ValueError, match="layers must hold at least one layer, got none"):
             TransformerStack([])
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attn_kernels import Full, Relative, attention
 
 from .cache import KeyValueCache
-from .checks import check_count, check_tensor
+from .checks import check_count, check_geometry, check_tensor
 
 
 class Attention(nn.Module):
@@ -63,6 +63,8 @@ class Attention(nn.Module):
         check_count("head_dim", self.head_dim)
         check_count("value_head_dim", self.value_head_dim)
         self.context_dim = dim if context_dim is None else context_dim
+        check_count("context_dim", self.context_dim)
+        check_geometry(geometry)
         self.geometry, self.scale, self.backend = geometry, scale, backend
         self.query = nn.Linear(dim, heads * self.head_dim, bias)
         self.key = nn.Linear(self.context_dim, kv_heads * self.head_dim, bias)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .attention import Attention
 from .cache import LayerCache, ModelCache
-from .checks import check_choice, check_fraction
+from .checks import check_choice, check_count, check_fraction
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -35,6 +35,8 @@ class FeedForward(nn.Module):
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
         check_fraction("dropout", dropout)
+        check_count("dim", dim)
+        check_count("hidden", hidden)
         self.activation = activation
         self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)

@@ -31,8 +31,9 @@ class KeyValueCache:
         """Add k [B, Hk, n, D] and v [B, Hk, n, Dv] at the end; return all of both, as views."""
         if k.requires_grad or v.requires_grad:
             raise RuntimeError("a cache records no gradients: generate under torch.no_grad()")
-        if self._k is not None and self._k.shape[0] != k.shape[0]:
-            raise ValueError(f"k must have batch {self._k.shape[0]} as cached, got {k.shape[0]}")
+        if self._k is not None:
+            self._check("k", self._k, k)
+            self._check("v", self._v, v)
         stop = self.length + k.shape[2]
         if self._k is None or stop > self._k.shape[2]:
             capacity = max(2 * stop, FIRST_CAPACITY)
@@ -42,6 +43,14 @@ class KeyValueCache:
         self._v[:, :, self.length : stop] = v
         self.length = stop
         return self.k, self.v
+
+    def _check(self, name: str, cached: Tensor, x: Tensor) -> None:
+        """One head, or one of another layer's, would be copied to all that are cached."""
+        (batch, heads, _, dim), shape = cached.shape, x.shape
+        if (shape[0], shape[1], shape[3]) != (batch, heads, dim):
+            raise ValueError(
+                f"{name} must have shape [{batch}, {heads}, *, {dim}] as cached, got {list(shape)}"
+            )
 
     def _grown(self, buffer: Tensor | None, like: Tensor, capacity: int) -> Tensor:
         grown = like.new_zeros(*like.shape[:2], capacity, like.shape[3])

@@ -41,6 +41,8 @@ class LocalAttention1d(Attention):
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         """As Attention.forward, without a context, in the shape of x."""
+        if not isinstance(x, Tensor) or x.dim() < 3:
+            check_tensor("x", x, ("batch", "length", "dim"), self.dim)
         return super().forward(x.flatten(1, -2), **options).reshape(x.shape)
 
 

@@ -91,6 +91,9 @@ class LearnedPositions(nn.Module):
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         """offset: the position of x's first entry."""
+        check_tensor("x", x, ("batch", "length", "dim"), self.weight.shape[1])
+        if offset < 0:
+            raise ValueError(f"offset must be at least 0, got {offset}")
         stop = offset + x.shape[1]
         if stop > len(self.weight):
             raise ValueError(

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from attn_kernels import Causal, Full, Relative
+from attn_kernels.core.score import BEYOND
 
 from .attention import Attention
 from .cache import KeyValueCache
-from .checks import check_count
-from .positions import sinusoids
+from .checks import check_choice, check_count
+from .positions import FORMS, sinusoids
 
 
 class RelativeAttention(Attention):
@@ -47,6 +48,7 @@ class RelativeAttention(Attention):
         super().__init__(dim, heads, geometry=geometry, **options)
         check_count("distances", distances)
         rows = distances if geometry.causal else 2 * distances - 1
+        check_choice("beyond", beyond, BEYOND)
         self.beyond = beyond
         self.rel_k = nn.Parameter(torch.empty(1 if share_heads else heads, rows, self.head_dim))
         nn.init.normal_(self.rel_k, std=self.head_dim**-0.5)
@@ -120,6 +122,7 @@ class TransformerXLAttention(Attention):
         **options: Any,
     ) -> None:
         super().__init__(dim, heads, geometry=geometry, **options)
+        check_choice("positions", positions, FORMS)
         self.positions = positions
         self.position = nn.Linear(dim, heads * self.head_dim, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
