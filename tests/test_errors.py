@@ -146,6 +146,8 @@ MESSAGES = [
     (lambda: Causal(True), TypeError, "Causal: window must be an int, got bool"),
     (lambda: Causal(0), ValueError, "Causal: window must be at least 1, got 0"),
     (lambda: Local1d(0, 4), ValueError, "Local1d: block must be at least 1, got 0"),
+    (lambda: Local1d(4, 4, 2**60 + 1, causal=False), ValueError,
+     "Local1d: look_ahead must be at most 1152921504606846976, got 1152921504606846977"),
     (lambda: Local1d(4, -1), ValueError, "Local1d: look_back must be at least 0, got -1"),
     (lambda: Local1d(4, 4, "8"), TypeError, "Local1d: look_ahead must be an int, got str"),
     (lambda: Local1d(4, 4, 1), ValueError, "Local1d: look_ahead must be 0 if causal, got 1"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from common import Inputs, Variant
+import pytest
+import torch
+from common import Inputs, Target, Variant
 from operation_checks import OneDimensional
 
-from attn_kernels import Local1d, local_attention_1d
+from attn_kernels import Causal, Local1d, attention, local_attention_1d
+from attn_kernels.core.geometry import FARTHEST
 
 
 def variant(block: int, look_back: int, look_ahead: int, causal: bool) -> Variant:
@@ -37,3 +40,16 @@ class TestLocal1d(OneDimensional):
         variant(130, 70, 30, causal=False),  # longer than most sequences
     ]
     few: ClassVar = [variants[1], variants[6]]
+
+    @pytest.mark.parametrize("position", [0, -7, 100])
+    @pytest.mark.parametrize("sizes", [(4, FARTHEST, FARTHEST), (FARTHEST,) * 3], ids=str)
+    def test_as_far_as_it_goes(
+        self, backend: Target, sizes: tuple[int, int, int], position: int
+    ) -> None:
+        """The largest distances that are allowed mean "all keys"."""
+        q, k, v = (torch.randn(1, 2, 20, 8) for _ in range(3))
+        options = {"query_offset": position, "backend": backend.name}
+        found = attention(q, k, v, Local1d(*sizes, causal=False), **options)
+        torch.testing.assert_close(found, attention(q, k, v, **options))
+        found = attention(q, k, v, Local1d(*sizes[:2]), **options)
+        torch.testing.assert_close(found, attention(q, k, v, Causal(), **options))

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+FARTHEST = 2**60  # sums of a few such distances still are 64-bit numbers
+
 
 class Run(NamedTuple):
     """Consecutive positions [start, stop). full: every pair of the tile and the run is visible."""
@@ -23,13 +25,15 @@ class Run(NamedTuple):
     full: bool
 
 
-def check_count(owner: str, name: str, value: Any, least: int) -> None:
-    """Raise unless `value` is an int of at least `least` (symbolic ints of torch.export pass)."""
+def check_count(owner: str, name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise unless `value` is an int in [least, most] (symbolic ints of torch.export pass)."""
     is_int = isinstance(value, int) or hasattr(value, "__index__")  # torch.compile knows the first
     if isinstance(value, bool) or not is_int:
         raise TypeError(f"{owner}: {name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{owner}: {name} must be at most {most}, got {value}")
 
 
 def check_flag(owner: str, name: str, value: Any) -> None:
@@ -186,9 +190,9 @@ class Local1d(SpanGeometry):
     name: ClassVar[str] = "local_1d"
 
     def __post_init__(self) -> None:
-        check_count("Local1d", "block", self.block, 1)
-        check_count("Local1d", "look_back", self.look_back, 0)
-        check_count("Local1d", "look_ahead", self.look_ahead, 0)
+        check_count("Local1d", "block", self.block, 1, FARTHEST)
+        check_count("Local1d", "look_back", self.look_back, 0, FARTHEST)
+        check_count("Local1d", "look_ahead", self.look_ahead, 0, FARTHEST)
         check_flag("Local1d", "causal", self.causal)
         if self.causal and self.look_ahead > 0:
             raise ValueError(f"Local1d: look_ahead must be 0 if causal, got {self.look_ahead}")
