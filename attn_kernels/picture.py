@@ -91,6 +91,8 @@ def lengths(
                 f" got {q_len}, {k_len} and {grid}"
             )
         cells = geometry.grid[0] * geometry.grid[1]
+        if cells == 0:
+            raise ValueError(f"plot: grid must have at least one cell, got {geometry.grid}")
         return cells, cells, geometry.grid
     if grid is not None:
         check_pair("plot", "grid", grid, 1)

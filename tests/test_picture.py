@@ -194,6 +194,7 @@ MESSAGES = [
      "geometry must be a Geometry such as Full(), Causal() or Local1d(...), got str"),
     ((CANVAS, 12), {}, ValueError,
      "q_len, k_len and grid must be None under Local2d, which has its own, got 12, None and None"),
+    ((Local2d((0, 4), (2, 2), (1, 1)),), {}, ValueError, "plot: grid must have at least one cell, got (0, 4)"),
     ((Full(), 0), {}, ValueError, "plot: q_len must be at least 1, got 0"),
     ((Full(), 4, 2.5), {}, TypeError, "plot: k_len must be an int, got float"),
     ((Full(), 4), {"tile": (0, 2)}, ValueError, "plot: tile must be at least 1, got 0"),
