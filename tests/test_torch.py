@@ -545,6 +545,18 @@ def test_autocast_casts_every_input_but_float64(backend: Target) -> None:
     assert torch.equal(untouched, RELATIVE(wide, backend=backend.name))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64], ids=str)
+def test_autocast_mixes_what_it_casts(backend: Target, dtype: torch.dtype) -> None:
+    """What autocast leaves alone has to be of one dtype, as without it."""
+    q, k, v = torch.ones(3, 1, 2, 4, 8)
+    text = f"k must have dtype float32 like q, got {str(dtype)[6:]}"
+    with torch.autocast(backend.device, dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match=f"^{text}$"):
+            causal_attention(q, k.to(dtype), v, backend=backend.name)
+        with pytest.raises(ValueError, match="k must have dtype float64 like q, got float32"):
+            causal_attention(q.double(), k, v, backend="reference")
+
+
 # --- Threads and processes ---
 
 

@@ -12,6 +12,7 @@ from .pattern import Pattern
 from .score import BEYOND, Relative
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what it makes one dtype
 INT_DTYPES = (torch.int64, torch.int32)
 
 
@@ -79,7 +80,9 @@ def check_rank(name: str, x: Any) -> None:
 
 
 def check_like_q(name: str, x: Tensor, q: Tensor) -> None:
-    if x.dtype != q.dtype and not autocasts(q.device.type):
+    if x.dtype != q.dtype and not (
+        x.dtype in AUTOCAST_DTYPES and q.dtype in AUTOCAST_DTYPES and autocasts(q.device.type)
+    ):
         raise ValueError(
             f"{name} must have dtype {name_of(q.dtype)} like q, got {name_of(x.dtype)}"
         )
