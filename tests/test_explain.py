@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -85,3 +87,9 @@ def test_errors_are_those_of_attention() -> None:
         explain(Q, K[:1], V)
     with pytest.raises(RuntimeError, match=r'^backend="cuda" is not available'):
         explain(Q, K, V, backend="cuda")
+
+
+def test_arguments_are_those_of_attention() -> None:
+    """Whatever attention() is called with, explain() takes, in the same order."""
+    assert list(signature(explain).parameters) == list(signature(attention).parameters)
+    assert explain(Q, K, V, return_lse=True) == explain(Q, K, V)

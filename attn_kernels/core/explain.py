@@ -64,11 +64,13 @@ def explain(
     scale: float | None = None,
     key_lengths: Tensor | None = None,
     query_offset: int | Tensor | None = None,
+    return_lse: bool = False,
     backend: str | None = None,
 ) -> Explanation:
     """Say what attention() would do with these arguments, without doing it.
 
     key_lengths and tensors of offsets are not looked into: counts are those of whole sequences.
+    return_lse changes nothing: lse is always computed.
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
     name, reason = choose(backend, q, v)
