@@ -254,9 +254,12 @@ class Local2d(Geometry):
         """Blocks and halos no larger than the canvas, which is as large as any: kernels cut the
         cells of a whole block in tiles."""
         (rows, cols), (bh, bw), (hh, hw) = self.grid, self.block, self.halo
-        block = torch.sym_max(torch.sym_min(bh, rows), 1), torch.sym_max(torch.sym_min(bw, cols), 1)
-        halo = torch.sym_min(hh, rows), torch.sym_min(hw, cols)
-        return (rows, cols, *block, *halo, int(self.causal))
+        if type(rows) is type(cols) is int:
+            least, most = min, max
+        else:  # symbolic: a choice of one would be a guard, and sym_min takes a microsecond
+            least, most = torch.sym_min, torch.sym_max
+        block = most(least(bh, rows), 1), most(least(bw, cols), 1)
+        return (rows, cols, *block, least(hh, rows), least(hw, cols), int(self.causal))
 
     def order(self, pos: Any) -> Any:
         """Rank of a position in the block raster scan (blocks are cut at the canvas's edge)."""
