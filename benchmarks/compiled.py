@@ -99,15 +99,18 @@ class Compiled:
     matrix: dict[str, int] = field(default_factory=dict)  # instructions of the longest loop
     loops: list[int] = field(default_factory=list)  # instructions of every innermost loop
     spilling: float = 0.0  # the largest share of local memory in a loop's instructions
+    waits: int = 0  # tiles that loops with products load in the step that needs them
     notes: str = ""
     error: str = ""
 
     @property
     def fits(self) -> bool:
-        """It compiled, without spills, into a device's shared memory and what is expected of it."""
+        """It compiled, without spills, into a device's shared memory and what is expected of it,
+        and where it has stages its loops are pipelined."""
         arch = 0 if self.target.startswith("gfx") else int(self.target[3:])
         most = min(shared_limit(arch), self.bound or shared_limit(arch))
-        return not self.error and self.spills == 0 and self.shared <= most
+        waits = self.waits > 0 and self.config.num_stages > 1
+        return not (self.error or self.spills or waits) and self.shared <= most
 
 
 # --- From a launch to a compilation ---
@@ -270,6 +273,27 @@ def read_cubin(found: Compiled, binary: bytes, ptx: str) -> None:
     found.matrix = dict(Counter(name.split(".")[0] for name in names if re.match(MATRIX, name)))
 
 
+def unpipelined_loads(code: str) -> int:
+    """Tiles that innermost loops with products load for the same step. Where Triton pipelines,
+    copies go to rooms made before the loop, or registers are handed to the next step."""
+    count, open_loops = 0, []  # of loops: their indentation, what they hold
+    for line in code.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if re.search(r"\bscf\.(for|while)\b", line):
+            open_loops.append((depth, []))
+        elif open_loops and line.strip().startswith("}") and depth <= open_loops[-1][0]:
+            _, body = open_loops.pop()
+            products = any(re.search(r"\btt\.dot |warp_group_dot |tc_gen5_mma ", x) for x in body)
+            if products:
+                loads = r"tt\.load .*tensor<\d+x\d+x|tt\.descriptor_load|ttg\.local_alloc : \(\)"
+                found = [x.split()[0] for x in body if re.search(loads, x)]
+                handed_on = next((x for x in reversed(body) if "scf.yield" in x), "")
+                count += sum(not re.search(rf"{name}\b", handed_on) for name in found)
+        elif open_loops:
+            open_loops[-1][1].append(line)
+    return count
+
+
 def read_amd(found: Compiled, assembly: str) -> None:
     """The same from an AMD kernel's own notes."""
 
@@ -299,6 +323,7 @@ def compile_launch(found: Compiled, each: Launch) -> Compiled:
     found.seconds = time.perf_counter() - start
     found.shared = kernel.metadata.shared
     if "cubin" in kernel.asm:
+        found.waits = unpipelined_loads(kernel.asm["ttgir"])
         read_cubin(found, kernel.asm["cubin"], kernel.asm["ptx"])
     else:
         read_amd(found, kernel.asm["amdgcn"])
@@ -331,20 +356,21 @@ def row_of(found: Compiled) -> str:
     matrix = " ".join(f"{name} {n}" for name, n in found.matrix.items())
     text = (
         f"{found.case:16} {found.kernel:24} {found.target:7} {found.dtype:5} {found.dim:4}"
-        f" {shape:27} {found.registers:4} {found.spills:6} {found.spilling:5.1%} {found.shared:7}"
-        f" {'/'.join(map(str, found.loops)):15} {matrix}"
+        f" {shape:27} {found.registers:4} {found.spills:6} {found.spilling:5.1%} {found.waits:5}"
+        f" {found.shared:7} {'/'.join(map(str, found.loops)):15} {matrix}"
     )
     return f"{text} {found.notes} {found.error}".rstrip()
 
 
 HEADER = (
     f"{'case':16} {'kernel':24} {'target':7} {'dtype':5} {'dim':>4} {'tile':27} {'regs':>4}"
-    f" {'spills':>6} {'loops':>5} {'shared':>7} {'instructions':15} of which matrix, in the longest"
+    f" {'spills':>6} {'loops':>5} {'waits':>5} {'shared':>7} {'instructions':15}"
+    " of which matrix, in the longest"
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; 1 if anything spills, does not fit or does not compile."""
+    """Print the table; 1 if anything spills, waits for loads, does not fit or does not compile."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
     parser.add_argument("--target", default=",".join(TARGETS), help="comma separated")
     parser.add_argument("--only", default="", help="cases of exactly these names, comma separated")
@@ -364,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
                         found.append(row)
                         print(row_of(row), flush=True)
     bad = [row for row in found if not row.fits]
-    print(f"{len(found)} kernels, {len(bad)} that spill, do not fit or do not compile")
+    print(f"{len(found)} kernels, {len(bad)} that spill, wait, do not fit or do not compile")
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for row in found], indent=1))
     return 1 if bad else 0

@@ -20,6 +20,7 @@ import triton.language as tl
 from .forward import (
     NO_SPECIALIZATION,
     entry_sizes,
+    heads_of,
     key_phases,
     load_step,
     phase_exists,
@@ -28,6 +29,7 @@ from .forward import (
 from .geometry import (
     block_box,
     block_place,
+    blocks_across,
     box_position,
     clamp,
     is_canvas,
@@ -92,10 +94,11 @@ def prepare_kernel(
     q_ptr, out_ptr, lse_ptr, grad_out_ptr, grad_lse_ptr, rel_k_ptr, rel_v_ptr,
     lse_2_ptr, delta_ptr,
     stride_qb, stride_qh, stride_qs, stride_ob, stride_oh, stride_os, stride_gb, stride_gh,
-    stride_gs, stride_rel_kh, stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_sums, sum_rows,
-    room, heads, q_len, extent, n_tiles, n_rows, rel_scale,
+    stride_gs, stride_rel_kh, stride_rel_vh, stride_sums, sum_rows, room, heads, q_len, extent,
+    n_tiles, n_rows, rel_scale,
     DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, SIDES: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PITCH_K: tl.constexpr, PITCH_V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """lse in powers of two and delta, of SIDES sorts: 1 without a clipped table, 2 if no key lies
     behind it, or 3. q_ptr is what rel_k is multiplied with.
@@ -105,13 +108,14 @@ def prepare_kernel(
     `room` for each, so that a step's are neighbours.
     """
     tile = tl.program_id(0) % n_tiles
+    batch, head, _ = heads_of(tl.program_id(0) // n_tiles, heads, 1)
     home = (tl.program_id(0) // n_tiles).to(tl.int64)
-    batch, head = home // heads, home % heads
     place = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
     index = place
     exists = index < q_len
     if is_canvas(GEOMETRY):
-        box = block_box(place // room, extent)
+        block = place // room
+        box = block_box(block // blocks_across(extent), block % blocks_across(extent), extent)
         index = box_position(place % room, box, extent[1])
         exists = (place < sum_rows) & (place % room < box[3])
     out_ptr += batch * stride_ob + head * stride_oh
@@ -132,13 +136,13 @@ def prepare_kernel(
         rel_k_ptr += head * stride_rel_kh
         q = load_rows(q_ptr, stride_qs, index, exists, DIM, BLOCK_D, True)
     store_sides(
-        lse, lse_2_ptr, stride_sums, place, sum_rows, q, rel_k_ptr, stride_rel_kr, n_rows,
+        lse, lse_2_ptr, stride_sums, place, sum_rows, q, rel_k_ptr, PITCH_K, n_rows,
         tl.cast(rel_scale, tl.float32) * LOG2_E, SIDES, DIM, BLOCK_D,
     )  # fmt: skip
     if rel_v_ptr is not None:
         rel_v_ptr += head * stride_rel_vh
     store_sides(
-        delta, delta_ptr, stride_sums, place, sum_rows, grad_out, rel_v_ptr, stride_rel_vr,
+        delta, delta_ptr, stride_sums, place, sum_rows, grad_out, rel_v_ptr, PITCH_V,
         n_rows, 1.0, 1 if rel_v_ptr is None else SIDES, V_DIM, BLOCK_DV,
     )  # fmt: skip
 
@@ -205,20 +209,21 @@ def grad_q_kernel(
     grad_q_ptr, grad_q_rel_ptr, far_ptr, sheared_ptr, v_sheared_ptr, reach_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dqb,
-    stride_dqh, stride_dqs, stride_drb, stride_drh, stride_drs, stride_rel_kh, stride_rel_kr,
-    stride_rel_vh, stride_rel_vr, stride_sums, sum_rows, room, stride_far, stride_sheared, heads,
-    group, q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, first_program,
+    stride_dqh, stride_dqs, stride_drb, stride_drh, stride_drs, stride_rel_kh, stride_rel_vh,
+    stride_sums, sum_rows, room, stride_far, heads, group, q_len, k_len, query_offset, extent,
+    n_tiles, n_rows, scale, rel_scale, first_program,
     DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
-    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, WHOLE: tl.constexpr, PITCH: tl.constexpr,
+    PITCH_K: tl.constexpr, PITCH_V: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries against its keys.
 
-    lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel. WHOLE: see forward.py.
+    lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel. WHOLE, PITCH_K, PITCH_V: see forward.py.
     k_rows, v_rows: descriptors of keys and values, tiles [1, 1, BLOCK_K, *]; or None.
     far_ptr (REL == "clip"): [4, batch, heads, q_len], the sums of dS before and behind the table,
     and those of P if there is rel_v. sheared_ptr (v_sheared_ptr) if there is a table:
-    [programs * BLOCK_Q, stride_sheared], dS (P) by query and table row, MARGIN columns before row
+    [programs * BLOCK_Q, PITCH], dS (P) by query and table row, MARGIN columns before row
     0; reach_ptr: [programs, 3], the chunks of BLOCK_K rows [low, high) that a program has written
     and its first query. Programs count from first_program.
     """
@@ -231,9 +236,8 @@ def grad_q_kernel(
     tile = program % n_tiles
     if CAUSAL:
         tile = n_tiles - 1 - tile  # the longest first
+    batch, head, k_head = heads_of(program // n_tiles, heads, group)
     home = (program // n_tiles).to(tl.int64)
-    batch, head = home // heads, home % heads
-    k_head = head // group
     scale = tl.cast(scale, tl.float32)
     rel_scale = tl.cast(rel_scale, tl.float32)
     factor = scale * LOG2_E if FOLDED else LOG2_E
@@ -266,9 +270,9 @@ def grad_q_kernel(
             rel_v_ptr += head * stride_rel_vh
         MARGIN: tl.constexpr = margin(BLOCK_Q, BLOCK_K)
         slot = tl.program_id(0).to(tl.int64)
-        sheared_ptr += slot * BLOCK_Q * stride_sheared + MARGIN
+        sheared_ptr += slot * BLOCK_Q * PITCH + MARGIN
         if rel_v_ptr is not None:
-            v_sheared_ptr += slot * BLOCK_Q * stride_sheared + MARGIN
+            v_sheared_ptr += slot * BLOCK_Q * PITCH + MARGIN
 
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     far_low = tl.zeros((BLOCK_Q,), tl.float32)
@@ -296,22 +300,22 @@ def grad_q_kernel(
         tl.store(reach_ptr + 3 * slot, chunk_low)
         tl.store(reach_ptr + 3 * slot + 1, chunk_high)
         tl.store(reach_ptr + 3 * slot + 2, (first - offset).to(tl.int32))
-        fill(sheared_ptr, stride_sheared, chunk_low, chunk_high, JUMPS, BLOCK_Q, BLOCK_K)
+        fill(sheared_ptr, PITCH, chunk_low, chunk_high, JUMPS, BLOCK_Q, BLOCK_K)
         if rel_v_ptr is not None:
-            fill(v_sheared_ptr, stride_sheared, chunk_low, chunk_high, JUMPS, BLOCK_Q, BLOCK_K)
+            fill(v_sheared_ptr, PITCH, chunk_low, chunk_high, JUMPS, BLOCK_Q, BLOCK_K)
         tl.debug_barrier()  # before other threads write there
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
             if phase == 0 and CARRIED:
                 row = bounds[phase] + row_0
-                previous, older = earlier_products(
-                    q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip", PRECISION,
-                    DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                previous, rest = earlier_products(
+                    q_rel, rel_k_ptr, PITCH_K, row, n_rows, shift, REL == "clip", PRECISION,
+                    True, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
                 if rel_v_ptr is not None:
-                    v_previous, v_older = earlier_products(
-                        grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, REL == "clip",
-                        PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
+                    v_previous, v_rest = earlier_products(
+                        grad_out, rel_v_ptr, PITCH_V, row, n_rows, shift, REL == "clip",
+                        PRECISION, True, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                     )  # fmt: skip
             lse, delta = load_sums(
                 lse_ptr, delta_ptr, stride_sums, home * sum_rows, place, exists,
@@ -330,13 +334,13 @@ def grad_q_kernel(
                 if phase == 0 and REL != "none":
                     row = begin + row_0
                     if CARRIED:
-                        logits, previous, older = band_step(
-                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
-                            REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                        logits, previous, rest = band_step(
+                            q_rel, rel_k_ptr, PITCH_K, row, n_rows, shift, previous, rest,
+                            REL == "clip", PRECISION, True, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
                     else:
                         logits = band_whole(
-                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                            q_rel, rel_k_ptr, PITCH_K, row, n_rows, shift, REL == "clip",
                             False, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
                     if FOLDED:
@@ -352,24 +356,26 @@ def grad_q_kernel(
                 if phase == 0 and REL != "none":  # noqa: SIM102
                     if rel_v_ptr is not None:
                         if CARRIED:
-                            term, v_previous, v_older = band_step(
-                                grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift, v_previous,
-                                v_older, REL == "clip", PRECISION, V_DIM, BLOCK_Q, BLOCK_K,
+                            term, v_previous, v_rest = band_step(
+                                grad_out, rel_v_ptr, PITCH_V, row, n_rows, shift, v_previous,
+                                v_rest, REL == "clip", PRECISION, True, V_DIM, BLOCK_Q, BLOCK_K,
                                 BLOCK_DV,
                             )  # fmt: skip
                         else:
                             term = band_whole(
-                                grad_out, rel_v_ptr, stride_rel_vr, row, n_rows, shift,
+                                grad_out, rel_v_ptr, PITCH_V, row, n_rows, shift,
                                 REL == "clip", False, PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                             )  # fmt: skip
                         grad_weights += term
                 weights = tl.exp2(logits * factor - lse[:, None])
+                MASKED: tl.constexpr = phase_masked(phase, GEOMETRY, REL)
+                if MASKED and REL != "none":
+                    seen = sees(who, low, high, GEOMETRY, BLOCK_K)
+                    weights = tl.where(seen, weights, 0.0)
                 grad_logits = weights * (grad_weights - delta[:, None])
-                if phase_masked(phase, GEOMETRY, REL):
+                if MASKED and REL == "none":  # first it would take 151 instead of 128 registers
                     seen = sees(who, low, high, GEOMETRY, BLOCK_K)
                     grad_logits = tl.where(seen, grad_logits, 0.0)
-                    if rel_v_ptr is not None:
-                        weights = tl.where(seen, weights, 0.0)
                 grads = grad_logits.to(k.dtype)
                 acc = tl.dot(grads, k, acc, input_precision=PRECISION)
                 if phase == 0 and REL != "none":
@@ -377,10 +383,10 @@ def grad_q_kernel(
                     far_below = JUMPS and row + BLOCK_K <= 0
                     far_above = JUMPS and row - BLOCK_Q >= n_rows - 1
                     if not (far_below or far_above):
-                        store_skewed(sheared_ptr, stride_sheared, row, grads, BLOCK_Q, BLOCK_K)
+                        store_skewed(sheared_ptr, PITCH, row, grads, BLOCK_Q, BLOCK_K)
                         if rel_v_ptr is not None:
                             store_skewed(
-                                v_sheared_ptr, stride_sheared, row, weights.to(v.dtype),
+                                v_sheared_ptr, PITCH, row, weights.to(v.dtype),
                                 BLOCK_Q, BLOCK_K,
                             )  # fmt: skip
                 else:
@@ -402,37 +408,39 @@ def grad_q_kernel(
             acc *= scale
             rel_acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
         tl.debug_barrier()  # dS is there, whoever stored it
+        chunk_low = tl.load(reach_ptr + 3 * slot)  # not kept: the band needs the registers
+        chunk_high = tl.load(reach_ptr + 3 * slot + 1)
         inside_low = tl.maximum(chunk_low, 0)
         inside_high = tl.minimum(chunk_high, (n_rows + BLOCK_K - 1) // BLOCK_K)
         for chunk in range(inside_low, inside_high):
-            grads = load_chunk(sheared_ptr, stride_sheared, chunk, BLOCK_Q, BLOCK_K)
+            grads = load_chunk(sheared_ptr, PITCH, chunk, BLOCK_Q, BLOCK_K)
             rows = table_chunk(
-                rel_k_ptr, stride_rel_kr, chunk * BLOCK_K, n_rows, False, DIM, BLOCK_D, BLOCK_K
+                rel_k_ptr, PITCH_K, chunk * BLOCK_K, n_rows, False, DIM, BLOCK_D, BLOCK_K
             )
             rel_acc = tl.dot(grads, rows, rel_acc, input_precision=PRECISION)
         if REL == "clip":
             far_low += sum_beyond(
-                sheared_ptr, stride_sheared, chunk_low, inside_low, n_rows, False, BLOCK_Q, BLOCK_K
+                sheared_ptr, PITCH, chunk_low, inside_low, n_rows, False, BLOCK_Q, BLOCK_K
             )
             if HAS_HIGH:
                 far_high += sum_beyond(
-                    sheared_ptr, stride_sheared, inside_low, chunk_high, n_rows, True,
+                    sheared_ptr, PITCH, inside_low, chunk_high, n_rows, True,
                     BLOCK_Q, BLOCK_K,
                 )  # fmt: skip
             if rel_v_ptr is not None:
                 v_far_low += sum_beyond(
-                    v_sheared_ptr, stride_sheared, chunk_low, inside_low, n_rows, False,
+                    v_sheared_ptr, PITCH, chunk_low, inside_low, n_rows, False,
                     BLOCK_Q, BLOCK_K,
                 )  # fmt: skip
                 if HAS_HIGH:
                     v_far_high += sum_beyond(
-                        v_sheared_ptr, stride_sheared, inside_low, chunk_high, n_rows, True,
+                        v_sheared_ptr, PITCH, inside_low, chunk_high, n_rows, True,
                         BLOCK_Q, BLOCK_K,
                     )  # fmt: skip
         if REL == "clip":
-            rel_acc += far_low[:, None] * edge_row(rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
+            rel_acc += far_low[:, None] * edge_row(rel_k_ptr, PITCH_K, 0, DIM, BLOCK_D)
             if HAS_HIGH:
-                last_row = edge_row(rel_k_ptr, stride_rel_kr, n_rows - 1, DIM, BLOCK_D)
+                last_row = edge_row(rel_k_ptr, PITCH_K, n_rows - 1, DIM, BLOCK_D)
                 rel_acc += far_high[:, None] * last_row
             at = far_ptr + home * q_len + index
             tl.store(at, far_low, mask=exists)

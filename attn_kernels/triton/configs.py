@@ -127,6 +127,8 @@ def shared_bytes(kind: Kind, config: Config) -> int:
     sums = 8 * step if kind.direction == "grad_kv" else 0  # lse and delta
     staged = config.num_stages * (2 * step * row + table + sums)
     homes = (1 if kind.direction == "forward" else 2) * home * row
+    if kind.relative and chunks_of(kind, config) == 1:  # what is carried starts with those before
+        homes += cdiv(config.block_q, config.block_k) * (1 + kind.values) * config.block_k * row
     operands = 4 * scores if kind.relative else max(1024, 2 * kind.element_size * scores)
     if kind.pattern:  # words of bits
         operands += 512
@@ -199,10 +201,10 @@ def exact_rows(kind: Kind) -> list[Config]:
     """float32 on NVIDIA: ptxas has no registers for more, with operands held for FMA."""
     old = kind.arch < 90
     narrow = kind.relative or kind.dim > 64 or (old and kind.canvas)
-    few = old or (kind.arch >= 100 and kind.dim <= 64)
-    stages = 1 if few and kind.direction == "grad_kv" else 2
+    one_stage = old and kind.dim > 64 and kind.geometry == "causal" and not kind.relative
+    stages = 1 if one_stage and kind.direction == "grad_kv" else 2
     rows = [Config(16, 16, 8, stages), Config(16, 16, 8, 1)]
-    return rows if narrow else [Config(32, 32, 8, stages), *rows]
+    return rows if narrow else [Config(32, 32, 8, 2), *rows]
 
 
 def forward_rows(kind: Kind) -> list[Config]:
@@ -225,6 +227,8 @@ def forward_rows(kind: Kind) -> list[Config]:
     else:
         rows = [Config(128, 64, 8, 3), Config(128, 128, 8, 2), Config(128, 64, 8, 2),
                 Config(64, 64, 4, 2), Config(64, 32, 4, 2)]  # fmt: skip
+        if 0 < kind.arch < 90 and kind.geometry == "local_2d_causal":
+            return [Config(128, 32, 8, 3), *rows]
     return rows if kind.arch != 90 or kind.pattern else [*late_rows(kind, rows), *rows]
 
 
@@ -243,28 +247,35 @@ def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
 def forward_bands(kind: Kind) -> list[Config]:
     """With a table. Registers limit tiles: descriptors save those of addresses, and a band that is
     not carried its own."""
-    hopper, wide_dim = kind.arch == 90, kind.dim > 64
     carried, whole = Config(64, 32, 4, 2), Config(32, 64, 4, 2, whole=True)
     rows = [carried, whole, Config(64, 64, 4, 2), Config(64, 64, 4, 2, whole=True),
             Config(32, 32, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
+    if kind.arch == 90:
+        return [*hopper_forward_bands(kind), *rows]
+    old, wide_dim = 0 < kind.arch < 90, kind.dim > 64
     if kind.values:
-        first = Config(32, 32, 4, 2, whole=0 < kind.arch < 90 and wide_dim)
-        wide = [Config(64, 64, 8, 2, whole=True)] if hopper and not wide_dim else []
-        return [*wide, first, *rows[2:]]
-    if 0 < kind.arch < 90 and wide_dim:
-        return [whole, *rows]
-    if hopper and wide_dim and kind.blocked:
-        return [Config(64, 32, 4, 1), *rows] if kind.edges == 2 else rows
-    if not hopper:
-        return rows
-    wide = Config(128, 64, 8, 2, whole=True)
-    if kind.describable:
-        rows = [replace(wide, late=True, described=True),
-                replace(carried, late=True, described=True), wide, *rows]  # fmt: skip
-        if not (wide_dim or kind.blocked):
-            return [Config(128, 64, 8, 3, late=True, described=True), *rows]
-        return rows
-    return [wide, *rows]
+        return [Config(32, 32, 4, 2, whole=old and wide_dim), *rows[2:]]
+    if kind.arch >= 100 and kind.blocked and kind.edges == 2 and not wide_dim:
+        return [rows[3], *rows]
+    return [whole, *rows] if old and wide_dim else rows
+
+
+def hopper_forward_bands(kind: Kind) -> list[Config]:
+    """Of sm_90. A wide tile carries its band where registers suffice: fewer products."""
+    wide_dim = kind.dim > 64
+    if kind.values:
+        whole = Config(64, 64, 8, 2, whole=True)
+        if not kind.describable:
+            return [whole] if not wide_dim else [Config(32, 32, 4, 2)]
+        whole = replace(whole, described=True)
+        return [whole] if wide_dim else [replace(whole, num_warps=4), whole]
+    whole = Config(128, 64, 8, 2, whole=True)
+    if not kind.describable:
+        return [whole]
+    whole = replace(whole, late=True, described=True)
+    carried = replace(whole, whole=False, num_stages=2 if wide_dim else 3)
+    carries = kind.geometry == "causal" if wide_dim else not kind.blocked
+    return [carried, whole] if carries else [whole, carried]
 
 
 def grad_q_rows(kind: Kind) -> list[Config]:
@@ -276,7 +287,10 @@ def grad_q_rows(kind: Kind) -> list[Config]:
         rows = [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
         if kind.arch == 90 and kind.describable:
             return [*(replace(row, described=True) for row in rows[:2]), *rows]
-        if 0 < kind.arch < 90 and (kind.canvas or (kind.two_sided and kind.dim > 64)):
+        old = 0 < kind.arch < 90
+        if old and (kind.canvas or (kind.two_sided and kind.dim > 64)):
+            return rows[::-1]
+        if kind.arch >= 100 and kind.geometry == "local_2d":
             return rows[::-1]
         return rows[1:] + rows[:1] if kind.arch >= 100 and kind.dim > 64 else rows
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
@@ -290,17 +304,17 @@ def grad_q_bands(kind: Kind) -> list[Config]:
             Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
     if kind.arch < 90:  # AMD's too
         return [rows[2], *rows] if kind.arch > 0 and not wide_dim else rows
-    if kind.values and wide_dim:
-        return [Config(32, 32, 4, 2, whole=True), Config(16, 32, 4, 2), *rows]
-    if kind.arch > 90:
-        return rows if kind.values else [rows[1], *rows]
-    if wide_dim:
-        first = replace(rows[1], described=kind.describable)
-        tight = kind.blocked and kind.edges == 2 and not kind.describable
-        return rows if tight else [first, *rows]
-    wide = Config(128, 64, 8, 2, described=kind.describable, whole=True)
-    causal = kind.edges == 1 and not (kind.two_sided or kind.values)
-    return [wide, rows[1], *rows] if causal and kind.describable else [rows[1], wide, *rows]
+    if kind.arch == 90:
+        wide = Config(128, 64, 8, 2, described=kind.describable, whole=True)
+        narrow = replace(rows[1], described=kind.describable)
+        carried = replace(narrow, whole=False)  # two programs a multiprocessor
+        if not wide_dim:
+            return [wide, narrow, carried, *rows]
+        return [narrow, *rows] if kind.values or not kind.describable else [carried, narrow, *rows]
+    if kind.values:
+        few = [Config(32, 32, 4, 2, whole=True), Config(16, 32, 4, 2)] if wide_dim else []
+        return [*few, *rows]
+    return [rows[1], *rows]
 
 
 def grad_kv_rows(kind: Kind) -> list[Config]:
@@ -319,8 +333,8 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
             return [Config(32, 64, 4, 2), *first]
         return [*first, Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
     if kind.dim <= 128:
-        rows = [Config(32, 128, 8, 3 if kind.two_sided else 2), Config(32, 64, 4, 2),
-                Config(64, 128, 8, 2)]  # fmt: skip
+        stages = 3 if kind.two_sided else 2
+        rows = [Config(32, 128, 8, stages), Config(32, 64, 4, 2), Config(64, 128, 8, stages)]
         spans = kind.arch == 90 and kind.geometry in ("causal", "window")
         if kind.arch == 90 and kind.canvas and kind.rows < 128:
             rows = [Config(32, 64, 4, 1), *rows]
@@ -348,13 +362,15 @@ def grad_kv_bands(kind: Kind) -> list[Config]:
     if kind.values:
         return rows if wide_dim else [narrow, *rows]
     if not wide_dim:
-        return [wide, replace(wide, described=kind.describable), narrow, *rows]
+        described = replace(wide, described=kind.describable)
+        if kind.arch == 90 and kind.two_sided:  # a second comparison
+            return [narrow if kind.blocked else described, *rows]
+        return [wide, described, narrow, *rows]
     if kind.arch >= 100:
         return [rows[1], *rows]
-    if not kind.describable:
-        return rows
-    described = Config(32, 64, 4, 2, described=True)
-    return [*rows, described] if kind.blocked else [described, *rows]
+    described = Config(32, 64, 4, 2, described=kind.describable)
+    fits_registers = kind.describable and not kind.blocked
+    return [described, *rows] if fits_registers or kind.geometry == "causal" else rows
 
 
 def pattern_rows(kind: Kind) -> list[Config]:

@@ -33,6 +33,14 @@ def row_offsets(index, member, stride_seq, stride_head, PACKED: tl.constexpr):
 
 
 @triton.jit
+def heads_of(home, heads, group):
+    """(batch entry, head, key head) of the home-th head of all. int64, as strides are multiplied
+    with them, but divided as int32: wide divisions cost registers."""
+    head = home % heads
+    return (home // heads).to(tl.int64), head.to(tl.int64), (head // group).to(tl.int64)
+
+
+@triton.jit
 def entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr):
     """The batch entry's number of keys (int32) and query offset (int64)."""
     if key_lengths_ptr is not None:
@@ -134,12 +142,13 @@ def attention_fwd_kernel(
     pattern_ptr, k_rows, v_rows, out_ptr, lse_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_ob, stride_oh, stride_os, stride_rel_kh,
-    stride_rel_kr, stride_rel_vh, stride_rel_vr, stride_out_split, stride_lse_split, heads, group,
-    q_len, k_len, query_offset, extent, n_tiles, n_rows, scale, rel_scale, DIM: tl.constexpr, V_DIM:
-    tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr, CAUSAL: tl.constexpr, FOLDED:
-    tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, LATE: tl.constexpr, WHOLE:
-    tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D:
-    tl.constexpr, BLOCK_DV: tl.constexpr,
+    stride_rel_vh, stride_out_split, stride_lse_split, heads, group, q_len, k_len, query_offset,
+    extent, n_tiles, n_rows, scale, rel_scale,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
+    CAUSAL: tl.constexpr, FOLDED: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr,
+    LATE: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, PITCH_K: tl.constexpr,
+    PITCH_V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries, and one part of its keys if SPLIT.
 
@@ -150,21 +159,22 @@ def attention_fwd_kernel(
     with a table only where all keys use its first row.
     WHOLE: with a table, a step's band is computed whole; else its previous chunk is what the step
     before had as current (not under a pattern, whose steps leave gaps).
-    k_rows, v_rows: descriptors of keys and of values that wait, tiles [1, 1, BLOCK_K, *]; or None.
+    k_rows, v_rows: descriptors of keys and values, tiles [1, 1, BLOCK_K, *]; or None.
+    PITCH_K, PITCH_V: elements from row to row of rel_k and rel_v; constants save instructions.
     """
     HAS_HIGH: tl.constexpr = REL != "none" and not CAUSAL
     CARRIED: tl.constexpr = REL != "none" and GEOMETRY != "pattern" and not WHOLE
+    # else values between an entry's end and a descriptor's may be NaN
+    ONE_END: tl.constexpr = key_lengths_ptr is None and query_offsets_ptr is None
     tile = tl.program_id(0) % n_tiles
     if CAUSAL:
         tile = n_tiles - 1 - tile  # the longest first
-    tile_heads = heads // group if PACKED else heads
-    batch = (tl.program_id(0) // n_tiles // tile_heads).to(tl.int64)
-    head = (tl.program_id(0) // n_tiles % tile_heads).to(tl.int64)
-    k_head = head
+    home = tl.program_id(0) // n_tiles
     if PACKED:
-        head = head * group
+        batch, k_head, _ = heads_of(home, heads // group, 1)
+        head = k_head * group
     else:
-        k_head = head // group
+        batch, head, k_head = heads_of(home, heads, group)
     scale = tl.cast(scale, tl.float32) * LOG2_E
     rel_scale = tl.cast(rel_scale, tl.float32) * LOG2_E
     factor = scale if FOLDED else 1.0
@@ -198,11 +208,11 @@ def attention_fwd_kernel(
         if rel_v_ptr is not None:
             rel_v_ptr += head * stride_rel_vh
         if REL == "clip":
-            edge_low = rel_scale * edge_product(q_rel, rel_k_ptr, stride_rel_kr, 0, DIM, BLOCK_D)
+            edge_low = rel_scale * edge_product(q_rel, rel_k_ptr, PITCH_K, 0, DIM, BLOCK_D)
             edge_high = edge_low
             if HAS_HIGH:
                 last = n_rows - 1
-                edge = edge_product(q_rel, rel_k_ptr, stride_rel_kr, last, DIM, BLOCK_D)
+                edge = edge_product(q_rel, rel_k_ptr, PITCH_K, last, DIM, BLOCK_D)
                 edge_high = rel_scale * edge
 
     acc = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)
@@ -220,9 +230,9 @@ def attention_fwd_kernel(
     for phase in tl.static_range(5):
         if phase_exists(phase, GEOMETRY, REL, CAUSAL):
             if phase == 0 and CARRIED:
-                previous, older = earlier_products(
-                    q_rel, rel_k_ptr, stride_rel_kr, bounds[phase] - first + centre, n_rows, shift,
-                    REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                previous, rest = earlier_products(
+                    q_rel, rel_k_ptr, PITCH_K, bounds[phase] - first + centre, n_rows, shift,
+                    REL == "clip", PRECISION, BLOCK_D <= 64, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
             if (phase == 1 or phase == 3) and REL == "clip":
                 # all keys of a row have one term: it is left out of logits and of row_max
@@ -251,13 +261,13 @@ def attention_fwd_kernel(
                 if phase == 0 and REL != "none":
                     row = begin - first + centre
                     if CARRIED:
-                        term, previous, older = band_step(
-                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift, previous, older,
-                            REL == "clip", PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
+                        term, previous, rest = band_step(
+                            q_rel, rel_k_ptr, PITCH_K, row, n_rows, shift, previous, rest,
+                            REL == "clip", PRECISION, BLOCK_D <= 64, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
                     else:
                         term = band_whole(
-                            q_rel, rel_k_ptr, stride_rel_kr, row, n_rows, shift,
+                            q_rel, rel_k_ptr, PITCH_K, row, n_rows, shift,
                             REL == "clip", False, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
                     logits += term if FOLDED else term * rel_scale
@@ -270,9 +280,9 @@ def attention_fwd_kernel(
                 if values_wait(LATE, phase, REL):
                     waiting, waiting_rescale = weights, rescale
                 else:
-                    v = load_rows(
-                        v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV,
-                        phase_masked(phase, GEOMETRY, REL),
+                    v = load_step(
+                        v_rows if ONE_END else None, batch, k_head, number, v_ptr, stride_vs, key,
+                        valid, V_DIM, BLOCK_DV, BLOCK_K, phase_masked(phase, GEOMETRY, REL),
                     )  # fmt: skip
                     acc = add_values(acc, weights, rescale, v, PRECISION)
                 if rel_v_ptr is not None:
@@ -289,13 +299,13 @@ def attention_fwd_kernel(
                         )  # fmt: skip
                         current_part = in_current(shift[:, None], False, BLOCK_K)
                         chunk = table_chunk(
-                            rel_v_ptr, stride_rel_vr, row, n_rows, REL == "clip",
+                            rel_v_ptr, PITCH_V, row, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
                         )  # fmt: skip
                         part = tl.where(current_part, sheared, 0.0).to(v_ptr.dtype.element_ty)
                         acc = tl.dot(part, chunk, acc, input_precision=PRECISION)
                         chunk = table_chunk(
-                            rel_v_ptr, stride_rel_vr, row - BLOCK_K, n_rows, REL == "clip",
+                            rel_v_ptr, PITCH_V, row - BLOCK_K, n_rows, REL == "clip",
                             V_DIM, BLOCK_DV, BLOCK_K,
                         )  # fmt: skip
                         part = tl.where(current_part, 0.0, sheared).to(v_ptr.dtype.element_ty)
@@ -312,9 +322,9 @@ def attention_fwd_kernel(
         v = load_rows(v_ptr, stride_vs, key, valid, V_DIM, BLOCK_DV, True)
         acc = add_values(acc, waiting, waiting_rescale, v, PRECISION)
     if rel_v_ptr is not None and REL == "clip":
-        acc += far_low[:, None] * edge_row(rel_v_ptr, stride_rel_vr, 0, V_DIM, BLOCK_DV)[None, :]
+        acc += far_low[:, None] * edge_row(rel_v_ptr, PITCH_V, 0, V_DIM, BLOCK_DV)[None, :]
         if HAS_HIGH:
-            last_row = edge_row(rel_v_ptr, stride_rel_vr, n_rows - 1, V_DIM, BLOCK_DV)
+            last_row = edge_row(rel_v_ptr, PITCH_V, n_rows - 1, V_DIM, BLOCK_DV)
             acc += far_high[:, None] * last_row[None, :]
     out, lse = softmax_finish(acc, row_max, row_sum)
     out_ptr += batch * stride_ob + head * stride_oh

@@ -49,6 +49,16 @@ def is_causal(geometry: str) -> bool:
     return geometry not in ("full", "local_1d", "local_2d", "pattern")
 
 
+def keys_end(geometry: str, extent: tuple[int, ...], last: int, k_len: int) -> int:
+    """Behind the keys that the query at position `last` or one before it sees."""
+    if geometry in ("causal", "window", "local_1d_causal"):
+        k_len = min(k_len, last + 1)
+    elif geometry == "local_1d":
+        block, _, look_ahead = extent
+        k_len = min(k_len, (last // block + 1) * block + look_ahead)
+    return max(k_len, 0)
+
+
 def query_tiles(geometry: str, extent: tuple[int, ...], q_rows: int, block_q: int) -> int:
     """Tiles of one head; q_rows counts packed rows."""
     if geometry == "pattern":
@@ -179,23 +189,39 @@ def query_range(key_start, key_stop, offset, q_len, extent, GEOMETRY: tl.constex
 
 
 @triton.jit
+def inverse(by):
+    """What `divide` wants of its divisor, 0 < by < 2^31: 2^31 / by, rounded up."""
+    return tl.cast((1 << 31) - 1, tl.uint32) // tl.cast(by, tl.uint32) + 1
+
+
+@triton.jit
+def divide(n, by, inverse_of_by):
+    """(n // by, n % by), 0 <= n < 2^30, in a third of a division's instructions."""
+    quotient = tl.umulhi(tl.cast(2 * n, tl.uint32), inverse_of_by).to(tl.int32)
+    rest = n - quotient * by
+    above = rest < 0  # at most by one, as the inverse is less than one above
+    return tl.where(above, quotient - 1, quotient), tl.where(above, rest + by, rest)
+
+
+@triton.jit
 def make_box(top, bottom, left, right, cols, k_len):
-    """(top, left, width, count): a rectangle in raster order, as far as the keys go."""
+    """(top, left, width, count, inverse of the width): a rectangle in raster order, as far as the
+    keys go."""
     width = right - left
     last_row = k_len // cols
     whole_rows = clamp(last_row - top, 0, bottom - top)
     rest = tl.where(
         (last_row >= top) & (last_row < bottom), clamp(k_len % cols - left, 0, width), 0
     )
-    return top, left, width, whole_rows * width + rest
+    return top, left, width, whole_rows * width + rest, inverse(tl.maximum(width, 1))
 
 
 @triton.jit
 def box_position(n, box, cols):
-    """Position of the box's n-th cell."""
-    top, left, width, _ = box
-    width = tl.maximum(width, 1)
-    return (top + n // width) * cols + left + n % width
+    """Position of the box's n-th cell, n >= 0."""
+    top, left, width, _, inverse_of_width = box
+    row, col = divide(n, width, inverse_of_width)
+    return (top + row) * cols + left + col
 
 
 @triton.jit
@@ -226,6 +252,15 @@ def query_block(tile, k_len, extent, GEOMETRY: tl.constexpr, BLOCK_Q: tl.constex
 
 
 @triton.jit
+def either(first, x, y):
+    """The box x where `first`, else y."""
+    return (
+        tl.where(first, x[0], y[0]), tl.where(first, x[1], y[1]), tl.where(first, x[2], y[2]),
+        tl.where(first, x[3], y[3]), tl.where(first, x[4], y[4]),
+    )  # fmt: skip
+
+
+@triton.jit
 def key_position(n, places, extent, GEOMETRY: tl.constexpr):
     """Position of the tile's n-th key."""
     if GEOMETRY == "local_2d":
@@ -234,9 +269,9 @@ def key_position(n, places, extent, GEOMETRY: tl.constexpr):
         above, beside, inside = places
         n_above = above[3]
         n_before = n_above + beside[3]
-        pos = box_position(n - n_before, inside, extent[1])
-        pos = tl.where(n < n_before, box_position(n - n_above, beside, extent[1]), pos)
-        return tl.where(n < n_above, box_position(n, above, extent[1]), pos)
+        first = tl.where(n < n_above, 0, tl.where(n < n_before, n_above, n_before))
+        box = either(n < n_above, above, either(n < n_before, beside, inside))
+        return box_position(n - first, box, extent[1])
     else:
         return n
 
@@ -281,25 +316,31 @@ def block_steps(extent, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
-def block_box(block, extent):
-    """Box of a canvas' block; blocks are numbered in raster order."""
+def blocks_across(extent):
+    """Columns of blocks on a canvas. Blocks are numbered in raster order."""
+    return (extent[1] + extent[3] - 1) // extent[3]
+
+
+@triton.jit
+def block_box(row, col, extent):
+    """Box of the block in this row and column of blocks."""
     rows, cols, block_rows, block_cols, _, _ = extent
-    across = (cols + block_cols - 1) // block_cols
-    top = block // across * block_rows
-    left = block % across * block_cols
-    width = tl.minimum(block_cols, cols - left)
-    return top, left, width, tl.minimum(block_rows, rows - top) * width
+    top, left = row * block_rows, col * block_cols
+    whole = left + block_cols <= cols
+    rest = tl.maximum(cols % block_cols, 1)
+    width = tl.where(whole, block_cols, rest)
+    count = tl.minimum(block_rows, rows - top) * width
+    return top, left, width, count, tl.where(whole, inverse(block_cols), inverse(rest))
 
 
 @triton.jit
 def block_queries(number, blocks, extent, BLOCK_Q: tl.constexpr):
-    """A step of queries: (number of its block, first query in it)."""
+    """A step of queries: (row and column of its block, first query in it)."""
     first_row, first_col, across, _ = blocks
-    all_across = (extent[1] + extent[3] - 1) // extent[3]
-    step = number // BLOCK_Q
-    block = step // block_steps(extent, BLOCK_Q)
-    block = (first_row + block // across) * all_across + first_col + block % across
-    return block, step % block_steps(extent, BLOCK_Q) * BLOCK_Q
+    steps = block_steps(extent, BLOCK_Q)
+    block, step = divide(number // BLOCK_Q, steps, inverse(steps))
+    row, col = divide(block, across, inverse(tl.maximum(across, 1)))
+    return first_row + row, first_col + col, step * BLOCK_Q
 
 
 @triton.jit
@@ -313,7 +354,7 @@ def block_place(tile, extent, room, BLOCK_Q: tl.constexpr):
 def seen_within(block, row, col, extent, GEOMETRY: tl.constexpr):
     """From which of the block's queries on the keys at (row, col) are seen; far behind if never."""
     _, _, block_rows, block_cols, halo_rows, halo_cols = extent
-    top, left, width, _ = block
+    top, left, width, _, _ = block
     inside = (row >= top - halo_rows) & (row < top + block_rows + halo_rows)
     inside = inside & (col >= left - halo_cols) & (col < left + block_cols + halo_cols)
     start = row * 0

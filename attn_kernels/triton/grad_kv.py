@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 
 from .backward import load_sums
-from .forward import NO_SPECIALIZATION, entry_sizes, load_step
+from .forward import NO_SPECIALIZATION, entry_sizes, heads_of, load_step
 from .geometry import (
     PATTERN_TILE,
     bit,
     block_box,
     block_queries,
     block_steps,
+    blocks_across,
     box_position,
     clamp,
     has_low,
@@ -131,23 +132,22 @@ def grad_kv_kernel(
     grad_k_ptr, grad_v_ptr,
     stride_qb, stride_qh, stride_qs, stride_kb, stride_kh, stride_ks, stride_vb, stride_vh,
     stride_vs, stride_rb, stride_rh, stride_rs, stride_gb, stride_gh, stride_gs, stride_dkb,
-    stride_dkh, stride_dks, stride_dvb, stride_dvh, stride_dvs, stride_rel_kh, stride_rel_kr,
-    stride_rel_vh, stride_rel_vr, stride_sums, sum_rows, room, heads, group, q_len, k_len,
-    query_offset, extent, n_tiles, n_rows, scale, rel_scale,
+    stride_dkh, stride_dks, stride_dvb, stride_dvh, stride_dvs, stride_rel_kh, stride_rel_vh,
+    stride_sums, sum_rows, room, heads, group, q_len, k_len, query_offset, extent, n_tiles, n_rows,
+    scale, rel_scale,
     DIM: tl.constexpr, V_DIM: tl.constexpr, GEOMETRY: tl.constexpr, REL: tl.constexpr,
     CAUSAL: tl.constexpr, FOLDED: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PITCH_K: tl.constexpr, PITCH_V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys against the queries that see it, of all heads of the group.
 
-    lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel.
+    lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel. PITCH_K, PITCH_V: see forward.py.
     q_rows, grad_out_rows: descriptors of queries and grad_out, tiles [1, 1, BLOCK_Q, *]; or None.
     DENSE: on a canvas, where a step's queries are of one block, all of them see all keys.
     """
     tile = tl.program_id(0) % n_tiles
-    k_home = (tl.program_id(0) // n_tiles).to(tl.int64)
-    k_heads = heads // group
-    batch, k_head = k_home // k_heads, k_home % k_heads
+    batch, k_head, _ = heads_of(tl.program_id(0) // n_tiles, heads // group, 1)
     scale = tl.cast(scale, tl.float32)
     rel_scale = tl.cast(rel_scale, tl.float32)
     factor = scale * LOG2_E if FOLDED else LOG2_E
@@ -182,10 +182,13 @@ def grad_kv_kernel(
             )
         stop = tl.where(key_start < k_end, stop, start)
     exists = in_tile & (key < k_end)
+    wanted = exists
+    if not (is_canvas(GEOMETRY) or GEOMETRY == "pattern"):
+        wanted = exists & (seen_from < seen_to)  # what nobody sees may hold NaN
     k_ptr += batch * stride_kb + k_head * stride_kh
     v_ptr += batch * stride_vb + k_head * stride_vh
-    k = load_rows(k_ptr, stride_ks, key, exists, DIM, BLOCK_D, True)  # [BLOCK_K, BLOCK_D]
-    v = load_rows(v_ptr, stride_vs, key, exists, V_DIM, BLOCK_DV, True)
+    k = load_rows(k_ptr, stride_ks, key, wanted, DIM, BLOCK_D, True)  # [BLOCK_K, BLOCK_D]
+    v = load_rows(v_ptr, stride_vs, key, wanted, V_DIM, BLOCK_DV, True)
     centre = 0
     if REL != "none":
         tl.static_assert(BLOCK_Q <= BLOCK_K, "a tile's band is two chunks")
@@ -216,8 +219,8 @@ def grad_kv_kernel(
                     index = numbers
                     valid = numbers < stop
                     if is_canvas(GEOMETRY):
-                        block, lane = block_queries(number, blocks, extent, BLOCK_Q)
-                        box = block_box(block, extent)
+                        row, col, lane = block_queries(number, blocks, extent, BLOCK_Q)
+                        box = block_box(row, col, extent)
                         index = box_position(lane + shift, box, extent[1])
                         valid = lane + shift < box[3]
                     first = offset + number
@@ -228,6 +231,7 @@ def grad_kv_kernel(
                         valid = (index >= 0) & (index < q_len)
                     entry = index  # of lse and delta
                     if is_canvas(GEOMETRY):
+                        block = row * blocks_across(extent) + col
                         entry = (block * room + lane) // 16 * 16 + shift
                     q = load_step(
                         q_rows, batch, head, number, q_head, stride_qs, index, valid, DIM, BLOCK_D,
@@ -260,18 +264,17 @@ def grad_kv_kernel(
                                 query_phase_masked(phase, GEOMETRY, REL),
                             )  # fmt: skip
                         term = band_whole(
-                            q_rel, rel_k_head, stride_rel_kr, row, n_rows, shift, REL == "clip",
+                            q_rel, rel_k_head, PITCH_K, row, n_rows, shift, REL == "clip",
                             True, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
                         logits += term if FOLDED else term * rel_scale
                         grad_weights = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
                         if rel_v_ptr is not None:
                             grad_weights += band_whole(
-                                grad_out, rel_v_head, stride_rel_vr, row, n_rows, shift,
+                                grad_out, rel_v_head, PITCH_V, row, n_rows, shift,
                                 REL == "clip", True, PRECISION, V_DIM, BLOCK_Q, BLOCK_K, BLOCK_DV,
                             )  # fmt: skip
                     weights = tl.exp2(logits * factor - lse[None, :])
-                    grad_logits = weights * (grad_weights - delta[None, :])
                     if spans_cut(phase, GEOMETRY, REL):
                         if GEOMETRY == "pattern":
                             word = pattern_words(pattern_ptr, place, key % PATTERN_TILE)
@@ -285,7 +288,9 @@ def grad_kv_kernel(
                             if has_low(GEOMETRY):
                                 seen = seen & (shift[None, :] < (seen_to - number)[:, None])
                         weights = tl.where(seen, weights, 0.0)
-                        grad_logits = tl.where(seen, grad_logits, 0.0)
+                    grad_logits = weights * (grad_weights - delta[None, :])
+                    if GEOMETRY == "pattern" and spans_cut(phase, GEOMETRY, REL):
+                        grad_logits = tl.where(seen, grad_logits, 0.0)  # a key may be nobody's
                     grad_v = tl.dot(
                         weights.to(v.dtype), grad_out, grad_v, input_precision=PRECISION
                     )

@@ -12,39 +12,41 @@ import triton
 import triton.language as tl
 
 from .backward import margin
+from .forward import heads_of
 from .score import load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=("q_len", "n_tiles", "n_rows", "first_program", "n_programs"))
 def grad_table_kernel(
-    x_ptr, sheared_ptr, reach_ptr,
-    grad_ptr,
-    stride_xb, stride_xh, stride_xs, stride_sheared, heads, q_len, n_tiles, n_rows, first_program,
-    n_programs, scale, DIM: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
+    x_ptr, sheared_ptr, reach_ptr, grad_ptr,
+    stride_xb, stride_xh, stride_xs, heads, q_len, n_tiles, n_rows, first_program, n_programs,
+    scale, DIM: tl.constexpr, PITCH: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows for one (batch entry, head): scale * sheared^T x, over n_programs' queries.
 
     x: q_rel, or the gradient of out. Grid: (chunks of rows, pairs of batch entry and head that the
-    programs of grad_q_kernel from first_program on belong to). BLOCK_Q, BLOCK_K, sheared, reach:
-    see there. grad: [batch, heads, n_rows, dim], float32; sums of earlier programs are added to.
+    programs of grad_q_kernel from first_program on belong to). BLOCK_Q, BLOCK_K, PITCH, sheared,
+    reach: see there. grad: [batch, heads, n_rows, dim], float32; what earlier programs left there
+    is added to.
     """
     table_row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    home = (first_program // n_tiles + tl.program_id(1)).to(tl.int64)
-    batch, head = home // heads, home % heads
+    home = first_program // n_tiles + tl.program_id(1)
+    batch, head, _ = heads_of(home, heads, 1)
+    home = home.to(tl.int64)
     x_ptr += batch * stride_xb + head * stride_xh
     inside = table_row < n_rows
     query = tl.arange(0, BLOCK_Q)
     begin = tl.maximum(home * n_tiles, first_program).to(tl.int32)
     end = tl.minimum(home * n_tiles + n_tiles, first_program + n_programs).to(tl.int32)
-    line = query[:, None] * stride_sheared + table_row[None, :] + margin(BLOCK_Q, BLOCK_K)
+    line = query[:, None] * PITCH + table_row[None, :] + margin(BLOCK_Q, BLOCK_K)
     grad = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for program in range(begin, end):
         slot = program - first_program
         low = tl.load(reach_ptr + 3 * slot) * BLOCK_K
         high = tl.load(reach_ptr + 3 * slot + 1) * BLOCK_K
         sheared = tl.load(
-            sheared_ptr + line + slot.to(tl.int64) * BLOCK_Q * stride_sheared,
+            sheared_ptr + line + slot.to(tl.int64) * BLOCK_Q * PITCH,
             mask=((table_row >= low) & (table_row < high))[None, :], other=0.0,
         )  # fmt: skip
         index = tl.load(reach_ptr + 3 * slot + 2) + query

@@ -33,22 +33,28 @@ def describable(x: Tensor) -> bool:
     )  # fmt: skip
 
 
-def descriptor(x: Tensor, rows: int) -> TensorDescriptor:
-    """Of [batch, heads, seq, dim] in tiles of rows of one head."""
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[3]])
-
-
-def descriptors(wanted: bool, rows: int, *tensors: Tensor) -> list[TensorDescriptor | None]:
-    """The tensors' descriptors, of steps of so many rows, or None."""
-    return [descriptor(x, rows) if wanted else None for x in tensors]
+def descriptors(
+    wanted: bool, rows: int, end: int, *tensors: Tensor
+) -> list[TensorDescriptor | None]:
+    """Of tensors [batch, heads, seq, dim], in tiles of rows of one head, zeros from `end` on; or
+    None."""
+    if not wanted:
+        return [None] * len(tensors)
+    shapes = [(*x.shape[:2], end, x.shape[3]) for x in tensors]
+    return [
+        TensorDescriptor(x, list(shape), list(x.stride()), [1, 1, rows, shape[3]])
+        for x, shape in zip(tensors, shapes, strict=True)
+    ]
 
 
 def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
-    """The first n strides; a table that all heads share has head stride 0."""
-    if x is None:
-        return (0,) * n
-    return tuple(0 if size == 1 and n == 2 and i == 0 else x.stride(i)
-                 for i, size in enumerate(x.shape[:n]))  # fmt: skip
+    """The first n."""
+    return (0,) * n if x is None else x.stride()[:n]
+
+
+def head_stride(table: Tensor | None) -> int:
+    """0 where all heads share the table."""
+    return 0 if table is None or table.shape[0] == 1 else table.stride(0)
 
 
 class Call(NamedTuple):
@@ -122,12 +128,17 @@ class Call(NamedTuple):
         return "ieee" if exact else "tf32"
 
     def what(self) -> dict[str, object]:
-        """The constexpr arguments that say what is computed, for every kernel."""
+        """The constexpr arguments that say what is computed, for every kernel.
+
+        PITCH_K, PITCH_V: elements from row to row of the tables, the same in every call of a model.
+        """
         dim, v_dim = self.q.shape[3], self.v.shape[3]
         return {
             "DIM": dim, "V_DIM": v_dim, "GEOMETRY": self.geometry, "REL": self.rel,
             "CAUSAL": rules.is_causal(self.geometry), "FOLDED": self.folded,
             "PRECISION": self.precision,
+            "PITCH_K": 0 if self.rel_k is None else self.rel_k.stride(1),
+            "PITCH_V": 0 if self.rel_v is None else self.rel_v.stride(1),
             "BLOCK_D": max(16, rules.power_of_2(dim)),
             "BLOCK_DV": max(16, rules.power_of_2(v_dim)),
         }  # fmt: skip
@@ -142,12 +153,29 @@ class Call(NamedTuple):
     def steps_are_describable(self, direction: str) -> bool:
         if self.is_canvas or self.geometry == "pattern":
             return False
-        if direction == "grad_q" and self.key_lengths is not None:
-            return False  # a descriptor knows one end of the keys, behind which it gives zeros
+        if direction == "grad_q" and not self.one_end:
+            return False
+        if direction != "grad_kv" and self.keys_end == 0:
+            return False
         dims = self.q.shape[3], self.v.shape[3]
         steps = (self.q,) if direction == "grad_kv" else (self.k, self.v)
         whole = all(dim >= 16 and dim == rules.power_of_2(dim) for dim in dims)
         return whole and all(map(describable, steps))
+
+    @property
+    def one_end(self) -> bool:
+        """Whether the keys that somebody sees end at the same one in every entry: a descriptor has
+        one end, behind which it gives zeros, and what lies there may be NaN."""
+        return self.key_lengths is None and self.query_offsets is None
+
+    @property
+    def keys_end(self) -> int:
+        """Behind the last key that somebody sees, if that is known without looking at tensors."""
+        k_len = self.k.shape[2]
+        if self.query_offsets is not None:
+            return k_len
+        last = self.query_offset + self.q.shape[2] - 1
+        return rules.keys_end(self.geometry, self.extent, last, k_len)
 
     def kind(self, direction: str) -> Kind:
         """What decides the configuration."""
@@ -230,7 +258,7 @@ def launch_forward(
     part, part_lse = out, lse
     if plan.splits > 1:
         part, part_lse = parts_of(out, plan.splits), parts_of(lse, plan.splits)
-    rows = descriptors(plan.described, config.block_k, call.k, call.v)
+    rows = descriptors(plan.described, config.block_k, call.keys_end, call.k, call.v)
     plan.attention(
         call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths,
         call.query_offsets, call.pattern, *rows, part, part_lse,
@@ -261,7 +289,7 @@ def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None)
     attention = Launch(
         attention_fwd_kernel, (programs, splits),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides(call.q_rel, 3), *out_strides,
-        *strides(call.rel_k, 2), *strides(call.rel_v, 2), *between_parts,
+        head_stride(call.rel_k), head_stride(call.rel_v), *between_parts,
         heads, call.group, q_len, k.shape[2], call.query_offset, call.extent, n_tiles,
         call.n_rows, call.scale, call.rel_scale,
         **call.what(), PACKED=packed, SPLIT=splits > 1,

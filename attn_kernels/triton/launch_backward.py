@@ -14,12 +14,31 @@ from .backward import grad_q_kernel, margin, prepare_kernel
 from .configs import Config
 from .grad_kv import grad_kv_kernel
 from .grad_table import grad_table_kernel
-from .launch import Call, config_of, contiguous_last, describable, descriptors, strides
+from .launch import (
+    Call,
+    config_of,
+    contiguous_last,
+    describable,
+    descriptors,
+    head_stride,
+    strides,
+)
 from .prepared import Launch, form
 
 PREPARE_ROWS = 32
+PREPARED = ("DIM", "V_DIM", "PITCH_K", "PITCH_V", "BLOCK_D", "BLOCK_DV")  # what it is told
 # Scores by table row wait here between two kernels, for as many tiles of queries as fit.
 SHEARED_BYTES = 256 << 20
+
+
+def pitch_of(n_rows: int, config: Config) -> int:
+    """Columns of a row of sheared scores. It is a constant of the kernels (addresses that are sums
+    with one need no registers), and of four sizes between powers of two: few tables are compiled
+    for."""
+    block = config.block_k
+    width = rules.cdiv(n_rows, block) * block + 2 * margin(config.block_q, block)
+    step = max(block, rules.power_of_2(width) // 8)
+    return rules.cdiv(width, step) * step
 
 
 class Backward:
@@ -99,7 +118,7 @@ class Backward:
     @property
     def table_strides(self) -> tuple[int, ...]:
         """Of both tables; and of lse and delta, by sort, head and block."""
-        tables = *strides(self.call.rel_k, 2), *strides(self.call.rel_v, 2)
+        tables = head_stride(self.call.rel_k), head_stride(self.call.rel_v)
         return *tables, self.lse_2.stride(0), self.sum_rows, self.room
 
     def prepare(self, config: Config | None = None) -> None:
@@ -118,7 +137,7 @@ class Backward:
             *q.stride()[:3], *self.out.stride()[:3], *self.grad_out.stride()[:3],
             *self.table_strides, heads, q_len, call.extent, n_tiles, call.n_rows, call.rel_scale,
             GEOMETRY=call.geometry, SIDES=self.sides, BLOCK_Q=PREPARE_ROWS, num_warps=4,
-            **{name: what[name] for name in ("DIM", "V_DIM", "BLOCK_D", "BLOCK_DV")},
+            **{name: what[name] for name in PREPARED},
         )  # fmt: skip
 
     def run_grad_q(self, config: Config) -> None:
@@ -128,25 +147,24 @@ class Backward:
         batch, heads, q_len, _ = call.q.shape
         n_tiles = rules.query_tiles(call.geometry, call.extent, q_len, config.block_q)
         programs = lot = n_tiles * batch * heads
-        width = 0
+        pitch = 0
         tables = self.tables
         sheared, reach = [None, None], None
         if tables:
-            chunks = rules.cdiv(call.n_rows, config.block_k)
-            width = chunks * config.block_k + 2 * margin(config.block_q, config.block_k)
-            tile_bytes = len(tables) * config.block_q * width * call.q.element_size()
+            pitch = pitch_of(call.n_rows, config)
+            tile_bytes = len(tables) * config.block_q * pitch * call.q.element_size()
             lot = min(programs, max(1, SHEARED_BYTES // tile_bytes))
             reach = call.q.new_empty(lot, 3, dtype=torch.int32)
             for i in range(len(tables)):
-                sheared[i] = call.q.new_empty(lot * config.block_q, width)
+                sheared[i] = call.q.new_empty(lot * config.block_q, pitch)
             self.table_grads = [
                 self.delta.new_empty(batch, heads, call.n_rows, x.shape[3]) for _, x, _ in tables
             ]
         described = config.described and call.describable("grad_q")
-        rows = descriptors(described, config.block_k, call.k, call.v)
+        rows = descriptors(described, config.block_k, call.keys_end, call.k, call.v)
         for first in range(0, programs, lot):
             count = min(lot, programs - first)
-            cut = config, first, count, n_tiles, width
+            cut = config, first, count, n_tiles, pitch
             self.launch(self.grad_q_launch, *cut)(
                 *self.inputs, *rows, self.grad_q, self.grad_q_rel, self.far, *sheared, reach
             )
@@ -156,21 +174,21 @@ class Backward:
                 )
 
     def grad_q_launch(
-        self, config: Config, first: int, count: int, n_tiles: int, width: int
+        self, config: Config, first: int, count: int, n_tiles: int, pitch: int
     ) -> Launch:
-        """Tiles from `first` on, of n_tiles in every head; sheared scores have rows of `width`."""
+        """Tiles from `first` on, of n_tiles in every head; sheared scores have rows of `pitch`."""
         call = self.call
         return Launch(
             grad_q_kernel, (count,),
             *self.input_strides, *self.grad_q.stride()[:3], *strides(self.grad_q_rel, 3),
-            *self.table_strides, *strides(self.far, 1), width, *self.sizes, n_tiles, call.n_rows,
+            *self.table_strides, *strides(self.far, 1), *self.sizes, n_tiles, call.n_rows,
             call.scale, call.rel_scale, first,
-            **call.what(), WHOLE=config.whole, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            **call.what(), WHOLE=config.whole, PITCH=pitch, BLOCK_Q=config.block_q,
+            BLOCK_K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
 
     def grad_table_launch(
-        self, i: int, config: Config, first: int, count: int, n_tiles: int, width: int
+        self, i: int, config: Config, first: int, count: int, n_tiles: int, pitch: int
     ) -> Launch:
         """What these tiles add to the gradient of table i."""
         _, x, scale = self.tables[i]
@@ -178,9 +196,9 @@ class Backward:
         heads_here = (first + count - 1) // n_tiles - first // n_tiles + 1
         return Launch(
             grad_table_kernel, (rules.cdiv(self.call.n_rows, rows), heads_here),
-            *x.stride()[:3], width, x.shape[1], x.shape[2], n_tiles, self.call.n_rows, first, count,
+            *x.stride()[:3], x.shape[1], x.shape[2], n_tiles, self.call.n_rows, first, count,
             scale,
-            DIM=x.shape[3], PRECISION=self.call.precision,
+            DIM=x.shape[3], PITCH=pitch, PRECISION=self.call.precision,
             BLOCK_Q=config.block_q, BLOCK_K=config.block_k, BLOCK_R=rows,
             BLOCK_D=max(16, rules.power_of_2(x.shape[3])), num_warps=4, num_stages=2,
         )  # fmt: skip
@@ -195,7 +213,7 @@ class Backward:
     def run_grad_kv(self, config: Config) -> None:
         call = self.call
         described = config.described and call.describable("grad_kv")
-        rows = descriptors(described, config.block_q, call.q, self.grad_out)
+        rows = descriptors(described, config.block_q, call.q.shape[2], call.q, self.grad_out)
         self.launch(self.grad_kv_launch, config)(*self.inputs, *rows, self.grad_k, self.grad_v)
 
     def grad_kv_launch(self, config: Config) -> Launch:

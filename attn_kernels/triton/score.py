@@ -146,54 +146,70 @@ def rotated_product(
     x, ptr, stride, row, n_rows, shift, CLIP: tl.constexpr, PRECISION: tl.constexpr,
     DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """product, rotated: column b is for offset (b - s_a) mod BLOCK_K."""
+    """product, rotated: column b is for offset (b - s_a) mod BLOCK_K. And as it was."""
     x = product(x, ptr, stride, row, n_rows, CLIP, False, PRECISION, DIM, BLOCK_D, BLOCK_K)
-    return rotate(x, shift[:, None], -1, False, BLOCK_Q, BLOCK_K)
+    return rotate(x, shift[:, None], -1, False, BLOCK_Q, BLOCK_K), x
+
+
+@triton.jit
+def behind(
+    previous, older, shift, IN_PLACE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """What a step takes of the rotated products of the two chunks before its own."""
+    key = tl.arange(0, BLOCK_K)[None, :]
+    if BLOCK_Q <= BLOCK_K:
+        return previous
+    elif IN_PLACE:  # two ways to say the same: which takes fewer registers depends on the places
+        return tl.where(shift[:, None] - BLOCK_K <= key, previous, older)
+    else:
+        return tl.where(key - shift[:, None] >= -BLOCK_K, previous, older)
 
 
 @triton.jit
 def earlier_products(
     x, ptr, stride, row, n_rows, shift, CLIP: tl.constexpr, PRECISION: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    IN_PLACE: tl.constexpr, DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """rotated_product of the chunks before row: (previous, older), as far as BLOCK_Q needs them."""
-    previous = rotated_product(
+    """What band_step carries, before the first: the previous chunk's rotated product, and what a
+    step takes of those before its own.
+
+    IN_PLACE: Triton keeps them where a product's elements are, and brings no term there through
+    shared memory, as they may be a product. That takes registers.
+    """
+    previous, plain = rotated_product(
         x, ptr, stride, row - BLOCK_K, n_rows, shift, CLIP, PRECISION,
         DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
     )  # fmt: skip
+    if IN_PLACE:
+        previous = tl.where(n_rows > 0, previous, plain)
     older = previous
     if BLOCK_Q > BLOCK_K:
-        older = rotated_product(
+        older, plain = rotated_product(
             x, ptr, stride, row - 2 * BLOCK_K, n_rows, shift, CLIP, PRECISION,
             DIM, BLOCK_Q, BLOCK_K, BLOCK_D,
         )  # fmt: skip
-    return previous, older
-
-
-@triton.jit
-def by_key(current, previous, older, shift, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The term of a tile [queries, keys] from rotated products; older serves BLOCK_Q > BLOCK_K."""
-    offset = tl.arange(0, BLOCK_K)[None, :] - shift[:, None]
-    term = tl.where(offset >= 0, current, previous)
-    if BLOCK_Q > BLOCK_K:
-        term = tl.where(offset >= -BLOCK_K, term, older)
-    return term
+        if IN_PLACE:
+            older = tl.where(n_rows > 0, older, plain)
+    return previous, behind(previous, older, shift, IN_PLACE, BLOCK_Q, BLOCK_K)
 
 
 @triton.jit
 def band_step(
-    x, ptr, stride, row, n_rows, shift, previous, older, CLIP: tl.constexpr,
-    PRECISION: tl.constexpr, DIM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    x, ptr, stride, row, n_rows, shift, previous, rest, CLIP: tl.constexpr,
+    PRECISION: tl.constexpr, IN_PLACE: tl.constexpr, DIM: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A step's term, and what is previous and older to the step that follows."""
-    current = rotated_product(
+    """A step's term, and what the next one carries; see earlier_products.
+
+    Nothing may be handed on as it came: a loop that does is not pipelined, and waits for the memory
+    in every step.
+    """
+    current, _ = rotated_product(
         x, ptr, stride, row, n_rows, shift, CLIP, PRECISION, DIM, BLOCK_Q, BLOCK_K, BLOCK_D
     )
-    term = by_key(current, previous, older, shift, BLOCK_Q, BLOCK_K)
-    if BLOCK_Q > BLOCK_K:
-        older = previous
-    return term, current, older
+    term = tl.where(tl.arange(0, BLOCK_K)[None, :] >= shift[:, None], current, rest)
+    return term, current, behind(current, previous, shift, IN_PLACE, BLOCK_Q, BLOCK_K)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from common import (
     check_against_reference,
     last_dim_strided,
     make_inputs,
+    pairs,
     run,
     run_truth,
     sequence_major,
@@ -138,6 +139,7 @@ RELATIVE = [
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16)),
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16), k_heads=2),
     Case(Full(), 50, 60, table=Table(41, q_rel=True), block=(32, 16)),
+    Case(Causal(), 70, table=Table(20), block=(32, 16), dim=80),  # carried elsewhere (score.py)
     # keys that end, inside a step, before the table begins (wrote outside of its scratch, once)
     Case(Causal(), 50, table=Table(9), key_lengths=(20, 15)),
     Case(Causal(), 40, 23, table=Table(5, beyond="zero", rel_v="shared"), query_offset=60),
@@ -253,8 +255,9 @@ def test_late_and_described_values(case: Case, launched: list[Launched]) -> None
     assert launched[0].options["LATE"] == case.late
     for kernel in launched:
         descriptors = [x for x in kernel.args if isinstance(x, TensorDescriptor)]
+        one_end = case.key_lengths is None and not isinstance(case.query_offset, tuple)
         described = case.described and kernel.name in (
-            "attention_fwd_kernel", "grad_kv_kernel", case.key_lengths is None and "grad_q_kernel"
+            "attention_fwd_kernel", "grad_kv_kernel", one_end and "grad_q_kernel"
         )  # fmt: skip
         assert len(descriptors) == (2 if described else 0), kernel.name
 
@@ -298,7 +301,9 @@ def test_sheared_scores_in_lots(
 ) -> None:
     """Tables' gradients are summed over lots of query tiles; a lot may end inside a head."""
     case = RELATIVE[3]
-    tile_bytes = 2 * 4 * 16 * (80 + 2 * 32)  # two tables of 70 rows, float32
+    pitch = launch_backward.pitch_of(70, configs.Config(16, 16, 4, 1))
+    assert pitch == 160  # of 70 rows and the margins 144, and at most a quarter more
+    tile_bytes = 2 * 4 * 16 * pitch  # two tables, float32
     monkeypatch.setattr(launch_backward, "SHEARED_BYTES", tiles * tile_bytes)
     check_against_reference(variant(case.geometry, case.table), case.inputs(), TRITON)
     counts = [x.grid[0] for x in launched if x.name == "grad_q_kernel"]
@@ -385,6 +390,34 @@ def test_unseen_keys_may_hold_anything(case: Case) -> None:
         spoilt.k[entry, :, length:] = math.nan
         spoilt.v[entry, :, length:] = math.inf
     call = variant(case.geometry, case.table)
+    expected = run(call, inputs, backend="triton", return_lse=True)
+    actual = run(call, spoilt, backend="triton", return_lse=True)
+    for name, x in expected.items():
+        assert torch.equal(x, actual[name]), name
+
+
+AROUND = [
+    Case(geometry, 20, 70, table, query_offset=offset, dim=16, value_dim=32, late=described,
+         described=described)
+    for described in (False, True)
+    for geometry in (Causal(), Causal(21), Local1d(16, 8), Local1d(16, 4, 6, causal=False))
+    for table in (None, Table(9, rel_v="shared"))
+    for offset in (25, (25, 9))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AROUND, ids=str)
+def test_keys_around_the_queries_may_hold_anything(case: Case) -> None:
+    """The same of keys before the first query's and behind the last's, in a cache for example."""
+    inputs = case.inputs()
+    call = variant(case.geometry, case.table)
+    seen = pairs(call, inputs)[0].any(-2).unsqueeze(-1)
+    assert not seen.all()
+    spoilt = replace(
+        inputs,
+        k=torch.where(seen, inputs.k, math.nan),
+        v=torch.where(seen, inputs.v, math.nan),
+    )
     expected = run(call, inputs, backend="triton", return_lse=True)
     actual = run(call, spoilt, backend="triton", return_lse=True)
     for name, x in expected.items():
@@ -573,6 +606,33 @@ def test_query_tiles_mirror_the_geometry(
             assert sorted(seen.tolist()) == visible[query].nonzero().flatten().tolist()
             assert low >= high or (start <= low and high <= stop)
             assert full_start >= full_stop or (low <= full_start and full_stop <= high)
+
+
+@triton.jit
+def divide_kernel(n_ptr, by_ptr, quotient_ptr, rest_ptr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    by = tl.load(by_ptr + place)
+    quotient, rest = rules.divide(tl.load(n_ptr + place), by, rules.inverse(by))
+    tl.store(quotient_ptr + place, quotient)
+    tl.store(rest_ptr + place, rest)
+
+
+def test_division() -> None:
+    """Exact for every number below 2^30, just below and at multiples of the divisor above all."""
+    most = 2**30 - 1
+    divisors = [1, 2, 3, 5, 7, 8, 12, 17, 63, 100, 255, 1000, 4095, 65537, 10**6, most - 1, most]
+    pairs = [
+        (min(max(times * by + more, 0), most), by)
+        for by in divisors
+        for times in (0, 1, 2, 9, 1000, most // by // 2, most // by - 1, most // by)
+        for more in (-1, 0, 1)
+    ]
+    pairs += [(0, 1)] * (-len(pairs) % 64)
+    n, by = torch.tensor(pairs, dtype=torch.int32).T.contiguous()
+    quotient, rest = torch.zeros_like(n), torch.zeros_like(n)
+    divide_kernel[(len(pairs) // 64,)](n, by, quotient, rest, BLOCK=64)
+    assert torch.equal(quotient, n // by)
+    assert torch.equal(rest, n % by)
 
 
 def test_configurations() -> None:
