@@ -139,7 +139,9 @@ RELATIVE = [
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16)),
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16), k_heads=2),
     Case(Full(), 50, 60, table=Table(41, q_rel=True), block=(32, 16)),
-    Case(Causal(), 70, table=Table(20), block=(32, 16), dim=80),  # carried elsewhere (score.py)
+    # two chunks carried, in both places (score.py); packed heads would take half the positions
+    Case(Causal(), 70, table=Table(20), block=(32, 16), k_heads=2),
+    Case(Causal(), 70, table=Table(20), block=(32, 16), k_heads=2, dim=80),
     # keys that end, inside a step, before the table begins (wrote outside of its scratch, once)
     Case(Causal(), 50, table=Table(9), key_lengths=(20, 15)),
     Case(Causal(), 40, 23, table=Table(5, beyond="zero", rel_v="shared"), query_offset=60),
