@@ -67,6 +67,7 @@ GEOMETRIES = (
 CASES = (
     *GEOMETRIES,
     Case("decode", "causal", (0,), q_len=1, k_len=8192, group=4),
+    Case("packed", "causal", (0,), q_len=48, group=4),  # a group's heads in one tile
     Case("relative", "causal", (0,), rows=1024),
     Case("relative-zero", "causal", (0,), rows=1024, clip=False),
     Case("relative-full", "full", rows=2047),

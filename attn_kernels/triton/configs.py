@@ -60,7 +60,7 @@ class Kind:
     rel: str  # REL of score.py
     values: bool  # rel_v as well
     rows: int
-    grouped: bool = False  # grad_kv loops over the heads of a group
+    grouped: bool = False  # grad_kv loops over the heads of a group, forward has them in a tile
     describable: bool = False  # tensor descriptors can tell where a step's rows lie
 
     @property
@@ -201,10 +201,11 @@ def exact_rows(kind: Kind) -> list[Config]:
     """float32 on NVIDIA: ptxas has no registers for more, with operands held for FMA."""
     old = kind.arch < 90
     narrow = kind.relative or kind.dim > 64 or (old and kind.canvas)
-    one_stage = old and kind.dim > 64 and kind.geometry == "causal" and not kind.relative
-    stages = 1 if one_stage and kind.direction == "grad_kv" else 2
-    rows = [Config(16, 16, 8, stages), Config(16, 16, 8, 1)]
-    return rows if narrow else [Config(32, 32, 8, 2), *rows]
+    tight = old and kind.dim > 64 and kind.geometry == "causal" and not kind.relative
+    stages = 1 if kind.direction == "grad_kv" and (tight or kind.grouped) else 2
+    whole = kind.values and kind.direction == "grad_q" and kind.arch >= 100 and kind.dim > 64
+    rows = [Config(16, 16, 8, stages, whole=whole), Config(16, 16, 8, 1)]
+    return rows if narrow else [Config(32, 32, 8, rows[0].num_stages), *rows]
 
 
 def forward_rows(kind: Kind) -> list[Config]:
@@ -237,7 +238,9 @@ def late_rows(kind: Kind, rows: list[Config]) -> list[Config]:
     late = [replace(row, late=True) for row in rows]
     if kind.describable:
         wide = Config(128, 128, 8, 3 if kind.dim <= 64 else 2, late=True, described=True)
-        late = [wide, Config(128, 64, 8, 3, late=True, described=True), *late]
+        late = [Config(128, 64, 8, 3, late=True, described=True), *late]
+        if not (kind.grouped and kind.dim > 64):
+            late = [wide, *late]
     if kind.two_sided:
         late = [row for row in late if row.block_k < 128]
         return [*rows[:1], *late] if kind.dim <= 64 else late
@@ -303,6 +306,8 @@ def grad_q_bands(kind: Kind) -> list[Config]:
             Config(32, 64, 4, 2, whole=True), Config(64, 64, 4, 2, whole=True),
             Config(64, 64, 4, 2), Config(32, 64, 4, 2), Config(32, 32, 4, 1)]  # fmt: skip
     if kind.arch < 90:  # AMD's too
+        if kind.arch == 0 and kind.values and not wide_dim:
+            return [replace(rows[0], whole=True), *rows]
         return [rows[2], *rows] if kind.arch > 0 and not wide_dim else rows
     if kind.arch == 90:
         wide = Config(128, 64, 8, 2, described=kind.describable, whole=True)
@@ -314,6 +319,8 @@ def grad_q_bands(kind: Kind) -> list[Config]:
     if kind.values:
         few = [Config(32, 32, 4, 2, whole=True), Config(16, 32, 4, 2)] if wide_dim else []
         return [*few, *rows]
+    if wide_dim and kind.geometry == "window":
+        return [replace(rows[1], whole=False), *rows]
     return [rows[1], *rows]
 
 
@@ -325,6 +332,8 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if 0 < kind.arch < 90 and kind.dim <= 128:
         return [Config(32, 64, 8, 2), Config(32, 128, 8, 2), Config(64, 128, 8, 2),
                 Config(32, 64, 4, 2)]  # fmt: skip
+    if kind.arch >= 100 and kind.grouped and kind.dim <= 128:  # more stages spill
+        return [Config(32 if kind.dim <= 64 else 64, 128, 8, 1), Config(32, 32, 4, 2)]
     if kind.dim <= 64:
         wide = Config(64, 128, 8, 2)
         narrow = Config(32, 128, 8, 2)
@@ -335,7 +344,7 @@ def grad_kv_rows(kind: Kind) -> list[Config]:
     if kind.dim <= 128:
         stages = 3 if kind.two_sided else 2
         rows = [Config(32, 128, 8, stages), Config(32, 64, 4, 2), Config(64, 128, 8, stages)]
-        spans = kind.arch == 90 and kind.geometry in ("causal", "window")
+        spans = kind.arch == 90 and kind.geometry in ("causal", "window") and not kind.grouped
         if kind.arch == 90 and kind.canvas and kind.rows < 128:
             rows = [Config(32, 64, 4, 1), *rows]
         if kind.arch >= 100 and kind.geometry == "full":

@@ -171,7 +171,7 @@ def attention_fwd_kernel(
         tile = n_tiles - 1 - tile  # the longest first
     home = tl.program_id(0) // n_tiles
     if PACKED:
-        batch, k_head, _ = heads_of(home, heads // group, 1)
+        batch, k_head, head = heads_of(home, heads // group, 1)
         head = k_head * group
     else:
         batch, head, k_head = heads_of(home, heads, group)

@@ -186,9 +186,10 @@ class Call(NamedTuple):
         else:
             rows = self.q.shape[2] * (self.group if self.packed and direction == "forward" else 1)
         dim = max(16, rules.power_of_2(max(self.q.shape[3], self.v.shape[3])))
+        grouped = {"forward": self.packed, "grad_kv": self.group > 1}.get(direction, False)
         return Kind(
             direction, arch_of(self.q.device), dim, self.q.element_size(), self.geometry, self.rel,
-            self.rel_v is not None, min(128, rules.power_of_2(rows)), self.group > 1,
+            self.rel_v is not None, min(128, rules.power_of_2(rows)), grouped,
             self.describable(direction),
         )  # fmt: skip
 
