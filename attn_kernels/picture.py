@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .core.geometry import Geometry, check_count, check_pair
+from .core.geometry import Geometry, check_count, check_geometry, check_pair
 from .core.pattern import CELL, GROUP, Pattern, on_cpu
 
 if TYPE_CHECKING:
@@ -58,11 +58,7 @@ def plot(
     Returns:
         a matplotlib Figure. It needs no display.
     """
-    if not isinstance(geometry, Geometry):
-        raise TypeError(
-            "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
-            f" got {type(geometry).__name__}"
-        )
+    check_geometry(geometry)
     q_len, k_len, grid = lengths(geometry, q_len, k_len, grid)
     if query_offset is None:
         query_offset = 0 if geometry.two_dimensional else geometry.default_offset(q_len, k_len)

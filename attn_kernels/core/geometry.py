@@ -41,6 +41,15 @@ def check_flag(owner: str, name: str, value: Any) -> None:
         raise TypeError(f"{owner}: {name} must be a bool, got {type(value).__name__}")
 
 
+def check_geometry(value: Any) -> None:
+    """Raise unless `value` is a geometry."""
+    if not isinstance(value, Geometry):
+        raise TypeError(
+            "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
+            f" got {type(value).__name__}"
+        )
+
+
 def check_pair(owner: str, name: str, value: Any, least: int) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"{owner}: {name} must be a tuple of two ints, got {value!r}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import Geometry
+from .geometry import Geometry, check_geometry
 from .pattern import Pattern
 from .score import BEYOND, Relative
 
@@ -28,11 +28,7 @@ def check_inputs(
 ) -> None:
     """Raise TypeError, ValueError or NotImplementedError unless attention() may be called so."""
     check_tensors(q, k, v)
-    if not isinstance(geometry, Geometry):
-        raise TypeError(
-            "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
-            f" got {type(geometry).__name__}"
-        )
+    check_geometry(geometry)
     if scale is not None:
         check_number("scale", scale)
     if geometry.two_dimensional:

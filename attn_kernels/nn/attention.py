@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_kernels import Full, Relative, attention
+from attn_kernels.core.geometry import check_geometry
 
 from .cache import KeyValueCache
-from .checks import check_count, check_geometry, check_tensor
+from .checks import check_count, check_tensor
 
 
 class Attention(nn.Module):

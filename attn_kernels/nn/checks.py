@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_kernels.core.geometry import Geometry
-
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raise unless `value` is an int of at least `least`."""
@@ -23,15 +21,6 @@ def check_counts(owner: Any, *names: str, least: int = 1) -> None:
     """check_count for these attributes of `owner`, named after its class."""
     for name in names:
         check_count(f"{type(owner).__name__}: {name}", getattr(owner, name), least)
-
-
-def check_geometry(value: Any) -> None:
-    """Raise unless `value` is a geometry: a layer reads it before `attention` does."""
-    if not isinstance(value, Geometry):
-        raise TypeError(
-            "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
-            f" got {type(value).__name__}"
-        )
 
 
 def check_fraction(name: str, value: Any) -> None:

@@ -585,6 +585,9 @@ def test_query_tiles_mirror_the_geometry(
     visible = geometry.visible(torch.arange(q_len).view(-1, 1) + offset, torch.arange(k_len)) & (
         torch.arange(k_len) < length
     )
+    if not geometry.two_dimensional:
+        end = rules.keys_end(kind, extent, q_len - 1 + offset, length)
+        assert end == max(visible.any(0).nonzero().flatten().tolist(), default=-1) + 1
     for block, group in ((4, 1), (16, 1), (16, 3)):
         if group > 1 and geometry.two_dimensional:
             continue
