@@ -7,10 +7,10 @@ from .core.explain import explain
 from .core.geometry import Causal, Full, Local1d, Local2d
 from .core.merge import merge
 from .core.pattern import Pattern
-from .core.score import Relative
 from .local import local_attention_1d, local_attention_2d
 from .picture import plot
 from .relative import relative_attention
+from .score.relative import Relative
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .core.attention import attention
 from .core.geometry import Causal, Full
-from .core.score import Relative
 from .core.validate import check_window
+from .score.relative import Relative
 
 
 def relative_attention(

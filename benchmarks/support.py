@@ -20,7 +20,7 @@ from attn_kernels import (
     relative_attention,
 )
 from attn_kernels.core.backends import MAX_HEAD_DIM, MAX_TRITON_HEAD_DIM
-from attn_kernels.core.validate import DTYPES, name_of
+from attn_kernels.core.checks import DTYPES, name_of
 
 TRIED = ("cpu", "reference")
 Call = Callable[..., Tensor]

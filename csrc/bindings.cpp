@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -148,46 +149,135 @@ Tensor as_type(const Tensor& x, ScalarType dtype) {
 
 View view_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 
-Geometry geometry_of(const std::string& name, const std::vector<int64_t>& n) {
+// The arguments that both operators share; core/call.py says what they are.
+struct Call {
+  const Tensor &q, &k, &v;
+  const std::vector<Tensor>& terms;
+  const OptionalTensor &key_lengths, &query_offsets, &table;
+  int64_t query_offset;
+  const std::string& names;
+  const std::vector<int64_t>& integers;
+  const std::vector<double>& numbers;
+};
+
+// What a geometry and the terms of a score have, read one after the other.
+template <typename T>
+class Parts {
+ public:
+  explicit Parts(const std::vector<T>& parts) : parts_(parts) {}
+  const T& next() {
+    STD_TORCH_CHECK(read_ < parts_.size(),
+                    "attn_kernels: a part of the call lacks; call attn_kernels.attention");
+    return parts_[read_++];
+  }
+  void finish() const {
+    STD_TORCH_CHECK(read_ == parts_.size(),
+                    "attn_kernels: a part of the call is too many; call attn_kernels.attention");
+  }
+
+ private:
+  const std::vector<T>& parts_;
+  size_t read_ = 0;
+};
+
+Geometry geometry_of(const std::string& name, Parts<int64_t>& numbers) {
   Geometry g;
-  const auto expect = [&](size_t count) {
-    STD_TORCH_CHECK(n.size() == count, "attn_kernels: geometry ", name, " has ", count,
-                    " numbers, got ", n.size());
-  };
+  const auto read = [&](auto&... fields) { ((fields = numbers.next()), ...); };
   if (name == "full") {
-    expect(0);
   } else if (name == "causal") {
-    expect(1);
-    g.kind = GeometryKind::kCausal, g.causal = true, g.window = n[0];
+    g.kind = GeometryKind::kCausal, g.causal = true;
+    read(g.window);
   } else if (name == "local_1d") {
-    expect(4);
-    g.kind = GeometryKind::kLocal1d, g.block = n[0], g.look_back = n[1], g.look_ahead = n[2],
-    g.causal = n[3];
+    g.kind = GeometryKind::kLocal1d;
+    read(g.block, g.look_back, g.look_ahead, g.causal);
   } else if (name == "local_2d") {
-    expect(7);
-    g.kind = GeometryKind::kLocal2d, g.rows = n[0], g.cols = n[1], g.block_rows = n[2],
-    g.block_cols = n[3];
-    g.halo_rows = n[4], g.halo_cols = n[5], g.causal = n[6];
+    g.kind = GeometryKind::kLocal2d;
+    read(g.rows, g.cols, g.block_rows, g.block_cols, g.halo_rows, g.halo_cols, g.causal);
   } else if (name == "pattern") {
-    expect(3);
-    g.kind = GeometryKind::kPattern, g.rows = n[0], g.cols = n[1], g.n_runs = n[2];
+    g.kind = GeometryKind::kPattern;
+    read(g.rows, g.cols, g.n_runs);
   } else {
     STD_TORCH_CHECK(false, "attn_kernels: unknown geometry ", name);
   }
   return g;
 }
 
-// Both operators' shared arguments, and what has to stay alive while their pointers are in use.
+// A call's tensors as the kernels read them: what has to stay alive while their pointers are in
+// use.
 struct Inputs {
   Tensor q, k, v;
   OptionalTensor rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern;
+  bool clip = true;
+  double scale = 1, rel_scale = 1;
+
+  Geometry geometry;
+
+  explicit Inputs(const Call& call)
+      : q(rows_contiguous(call.q)),
+        k(rows_contiguous(call.k)),
+        v(rows_contiguous(call.v)),
+        key_lengths(per_entry(call.key_lengths)),
+        query_offsets(per_entry(call.query_offsets)),
+        pattern(call.table) {
+    const bool shapes_fit =
+        q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && k.size(0) == q.size(0) &&
+        v.size(0) == q.size(0) && k.size(3) == q.size(3) && v.size(1) == k.size(1) &&
+        v.size(2) == k.size(2) && (k.size(1) == 0 || q.size(1) % k.size(1) == 0);
+    STD_TORCH_CHECK(
+        shapes_fit,
+        "attn_kernels: the shapes of q, k and v do not fit; call attn_kernels.attention");
+    // names: the backend, the geometry and the terms of the score
+    const size_t first = call.names.find(' '), second = call.names.find(' ', first + 1);
+    STD_TORCH_CHECK(second != std::string::npos, "attn_kernels: names must be three, got ",
+                    call.names);
+    Parts<Tensor> tensors(call.terms);
+    Parts<int64_t> integers(call.integers);
+    Parts<double> numbers(call.numbers);
+    scale = numbers.next();
+    geometry = geometry_of(call.names.substr(first + 1, second - first - 1), integers);
+    for (size_t begin = second + 1; begin < call.names.size();) {
+      const size_t end = std::min(call.names.find('+', begin), call.names.size());
+      read_term(call.names.substr(begin, end - begin), tensors, integers, numbers);
+      begin = end + 1;
+    }
+    tensors.finish(), integers.finish(), numbers.finish();
+  }
+
+  void read_term(const std::string& name, Parts<Tensor>& tensors, Parts<int64_t>& integers,
+                 Parts<double>& numbers) {
+    if (name == "relative") {
+      // The bits are those of score/relative.py.
+      constexpr int64_t kClip = 1, kHasValues = 2, kHasQuery = 4;
+      STD_TORCH_CHECK(!rel_k.has_value(), "attn_kernels: at most one term of a score is relative");
+      const int64_t flags = integers.next();
+      clip = flags & kClip, rel_scale = numbers.next();
+      rel_k = head_tables(tensors.next(), q.size(3));
+      if (flags & kHasValues) rel_v = head_tables(tensors.next(), v.size(3));
+      if (flags & kHasQuery) q_rel = rows_contiguous(tensors.next());
+    } else {
+      STD_TORCH_CHECK(false, "attn_kernels: unknown term ", name);
+    }
+  }
+
+  Tensor head_tables(const Tensor& x, int64_t dim) const {
+    STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == dim && (x.size(0) == 1 || x.size(0) == q.size(1)),
+                    "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
+    return torch::stable::contiguous(x);
+  }
+
+  OptionalTensor per_entry(const OptionalTensor& x) const {
+    if (!x.has_value()) return {};
+    STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == q.size(0),
+                    "attn_kernels: one number per batch entry");
+    return torch::stable::contiguous(as_type(*x, ScalarType::Long));
+  }
 
   Table table(const OptionalTensor& x) const {
     if (!x.has_value()) return {};
     return {x->data_ptr(), x->size(0) == 1 ? 0 : x->size(1) * x->size(2), x->size(1)};
   }
 
-  void fill(AttentionParams& p) const {
+  void fill(const Call& call, AttentionParams& p) const {
     p.batch = q.size(0), p.heads = q.size(1), p.q_len = q.size(2), p.dim = q.size(3);
     p.k_heads = k.size(1), p.k_len = k.size(2), p.v_dim = v.size(3);
     p.dtype = dtype_of(q);
@@ -197,6 +287,8 @@ struct Inputs {
       p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
     if (query_offsets.has_value())
       p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
+    p.query_offset = call.query_offset, p.scale = scale, p.clip = clip, p.rel_scale = rel_scale;
+    p.geometry = geometry;
     if (p.geometry.kind == GeometryKind::kPattern) set_table(p.geometry);
   }
 
@@ -218,37 +310,6 @@ struct Inputs {
     p.rel_k = table(rel_k), p.rel_v = table(rel_v);
   }
 };
-
-Inputs make_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
-                   const OptionalTensor& rel_v, const OptionalTensor& q_rel,
-                   const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
-                   const OptionalTensor& pattern) {
-  const bool shapes_fit = q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && k.size(0) == q.size(0) &&
-                          v.size(0) == q.size(0) && k.size(3) == q.size(3) &&
-                          v.size(1) == k.size(1) && v.size(2) == k.size(2) &&
-                          (k.size(1) == 0 || q.size(1) % k.size(1) == 0);
-  STD_TORCH_CHECK(shapes_fit,
-                  "attn_kernels: the shapes of q, k and v do not fit; call attn_kernels.attention");
-  Inputs in{
-      rows_contiguous(q), rows_contiguous(k), rows_contiguous(v), {}, {}, {}, {}, {}, pattern};
-  const auto table = [&](const OptionalTensor& x, int64_t dim) -> OptionalTensor {
-    if (!x.has_value()) return {};
-    STD_TORCH_CHECK(
-        x->dim() == 3 && x->size(2) == dim && (x->size(0) == 1 || x->size(0) == q.size(1)),
-        "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
-    return torch::stable::contiguous(*x);
-  };
-  const auto per_entry = [&](const OptionalTensor& x) -> OptionalTensor {
-    if (!x.has_value()) return {};
-    STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == q.size(0),
-                    "attn_kernels: one number per batch entry");
-    return torch::stable::contiguous(as_type(*x, ScalarType::Long));
-  };
-  in.rel_k = table(rel_k, q.size(3)), in.rel_v = table(rel_v, v.size(3));
-  if (q_rel.has_value()) in.q_rel = rows_contiguous(*q_rel);
-  in.key_lengths = per_entry(key_lengths), in.query_offsets = per_entry(query_offsets);
-  return in;
-}
 
 const InstructionSet& isa() {
   const InstructionSet* set = instruction_set();
@@ -287,23 +348,16 @@ int64_t tile_queries(const Tensor& q) {
 
 // --- Operators ---
 
-std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
-                                   const OptionalTensor& rel_k, const OptionalTensor& rel_v,
-                                   const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
-                                   const OptionalTensor& query_offsets,
-                                   const OptionalTensor& pattern, int64_t query_offset,
-                                   const std::string& geometry, const std::vector<int64_t>& extent,
-                                   bool clip, double scale, double rel_scale) {
-  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern);
+std::tuple<Tensor, Tensor> forward(const Call& call) {
+  Inputs in(call);
+  const Tensor &q = call.q, &v = call.v;
   const Tensor out = empty_in_layout(q, v.size(3));
   const Tensor lse = empty(q.size(0), q.size(1), q.size(2), arithmetic_type(q));
   if (lse.numel() == 0) return {out, lse};
 
   const auto [kernels, key_type] = choose(in);
   ForwardParams p;
-  p.geometry = geometry_of(geometry, extent);
-  in.fill(p);
-  p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
+  in.fill(call, p);
   p.out = view_of(out), p.lse = lse.data_ptr();
   plan_forward(p, tile_queries(q));
   if (p.few_queries) {
@@ -322,30 +376,24 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse,
-    const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_k,
-    const OptionalTensor& rel_v, const OptionalTensor& q_rel, const OptionalTensor& key_lengths,
-    const OptionalTensor& query_offsets, const OptionalTensor& pattern, int64_t query_offset,
-    const std::string& geometry, const std::vector<int64_t>& extent, bool clip, double scale,
-    double rel_scale) {
-  Inputs in = make_inputs(q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern);
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& grad_out,
+                                                                 const OptionalTensor& grad_lse,
+                                                                 const Tensor& out,
+                                                                 const Tensor& lse,
+                                                                 const Call& call) {
+  Inputs in(call);
+  const Tensor &q = call.q, &k = call.k, &v = call.v;
   const ScalarType dtype = q.scalar_type();
   const Tensor grad_q = empty_in_layout(q, q.size(3)), grad_k = empty_in_layout(k, k.size(3));
   const Tensor grad_v = empty_in_layout(v, v.size(3));
-  const auto table_grad = [&](const OptionalTensor& x) {
-    if (!x.has_value()) return empty(0, dtype);
-    return empty(x->size(0), x->size(1), x->size(2), dtype);
+  std::vector<Tensor> grad_terms;
+  const auto table_grad = [&](const Tensor& x) {
+    return grad_terms.emplace_back(empty(x.size(0), x.size(1), x.size(2), dtype));
   };
-  const Tensor grad_rel_k = table_grad(rel_k), grad_rel_v = table_grad(rel_v);
-  const Tensor grad_q_rel =
-      q_rel.has_value() ? empty_in_layout(*q_rel, q.size(3)) : empty(0, dtype);
 
   const auto [kernels, key_type] = choose(in);
   BackwardParams p;
-  p.geometry = geometry_of(geometry, extent);
-  in.fill(p);
-  p.query_offset = query_offset, p.clip = clip, p.scale = scale, p.rel_scale = rel_scale;
+  in.fill(call, p);
   in.use_types(key_type, key_type, p);
   const Tensor out_rows = rows_contiguous(out),
                grad_rows = rows_contiguous(as_type(grad_out, dtype));
@@ -356,13 +404,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   p.out = view_of(out_rows), p.lse = lse_whole.data_ptr(), p.grad_out = view_of(grad_rows);
   if (grad_lse_whole.has_value()) p.grad_lse = grad_lse_whole->data_ptr();
   p.grad_q = view_of(grad_q), p.grad_k = view_of(grad_k), p.grad_v = view_of(grad_v);
-  if (q_rel.has_value()) p.grad_q_rel = view_of(grad_q_rel);
-  p.grad_rel_k = grad_rel_k.data_ptr(), p.grad_rel_v = grad_rel_v.data_ptr();
-  if (p.k_heads == 0) {
-    for (const Tensor& x : {grad_rel_k, grad_rel_v}) {
+  if (in.rel_k.has_value()) p.grad_rel_k = table_grad(*in.rel_k).data_ptr();
+  if (in.rel_v.has_value()) p.grad_rel_v = table_grad(*in.rel_v).data_ptr();
+  if (in.q_rel.has_value())  // the last of the term's tensors, in the layout it came in
+    p.grad_q_rel = view_of(grad_terms.emplace_back(empty_in_layout(call.terms.back(), q.size(3))));
+  if (p.k_heads == 0) {  // there are no queries either
+    for (const Tensor& x : grad_terms) {
       if (x.numel() > 0) std::memset(x.data_ptr(), 0, x.numel() * x.element_size());
     }
-    return {grad_q, grad_k, grad_v, grad_rel_k, grad_rel_v, grad_q_rel};
+    return {grad_q, grad_k, grad_v, grad_terms};
   }
 
   plan_backward(p, tile_queries(q));
@@ -371,22 +421,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     key_parts = empty(kernels.key_part_bytes(p) / 4, ScalarType::Float);
     p.key_parts = key_parts->data_ptr();
   }
-  if (rel_k.has_value()) {
+  if (p.rel_k.data) {
     table_parts = empty(kernels.table_part_bytes(p) / 4, ScalarType::Float);
     p.table_parts = table_parts->data_ptr();
   }
   run(kernels.backward, p);
   if (p.chunks > 1) run(kernels.merge_keys, p);
-  if (rel_k.has_value()) run(kernels.merge_tables, p);
-  return {grad_q, grad_k, grad_v, grad_rel_k, grad_rel_v, grad_q_rel};
+  if (p.rel_k.data) run(kernels.merge_tables, p);
+  return {grad_q, grad_k, grad_v, grad_terms};
+}
+
+// --- Registered: the operators' arguments in the order of their schema ---
+
+std::tuple<Tensor, Tensor> fwd(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const std::vector<Tensor>& terms, const OptionalTensor& key_lengths,
+                               const OptionalTensor& query_offsets, const OptionalTensor& table,
+                               int64_t query_offset, const std::string& names,
+                               const std::vector<int64_t>& integers,
+                               const std::vector<double>& numbers) {
+  return forward(
+      {q, k, v, terms, key_lengths, query_offsets, table, query_offset, names, integers, numbers});
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> bwd(
+    const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& out, const Tensor& lse,
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<Tensor>& terms,
+    const OptionalTensor& key_lengths, const OptionalTensor& query_offsets,
+    const OptionalTensor& table, int64_t query_offset, const std::string& names,
+    const std::vector<int64_t>& integers, const std::vector<double>& numbers) {
+  return backward(
+      grad_out, grad_lse, out, lse,
+      {q, k, v, terms, key_lengths, query_offsets, table, query_offset, names, integers, numbers});
 }
 
 }  // namespace
 }  // namespace attn_kernels
 
 STABLE_TORCH_LIBRARY_IMPL(attn_kernels, CPU, m) {
-  m.impl("fwd", TORCH_BOX(&attn_kernels::forward));
-  m.impl("bwd", TORCH_BOX(&attn_kernels::backward));
+  m.impl("fwd", TORCH_BOX(&attn_kernels::fwd));
+  m.impl("bwd", TORCH_BOX(&attn_kernels::bwd));
 }
 
 // For explain(): how a call of these sizes is cut, and the memory it takes beside its results.
@@ -405,7 +478,9 @@ extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(
     p.dim = sizes[5], p.v_dim = sizes[6];
     if (sizes[8] > 0) p.rel_k = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[5], sizes[8]};
     if (sizes[9] > 0) p.rel_v = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[6], sizes[8]};
-    p.geometry = geometry_of(geometry, std::vector<int64_t>(extent, extent + n_extent));
+    const std::vector<int64_t> integers(extent, extent + n_extent);
+    Parts<int64_t> parts(integers);
+    p.geometry = geometry_of(geometry, parts);
   };
   const int64_t tile = tile_queries(is_double);
   ForwardParams f;

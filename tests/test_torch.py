@@ -79,11 +79,13 @@ def operator_arguments(target: Target, variant: Variant, x: Inputs) -> tuple[Any
     geometry, table = variant.geometry(space), variant.table
     q, k, v = (t.flatten(2, -2) for t in (x.q, x.k, x.v))
     offsets, offset = x.query_offset, k.shape[2] - q.shape[2]
-    clip = table is None or table.beyond == "clip"
+    names, terms, integers, numbers = "", [], [], []
+    if table is not None:
+        score = Relative(x.rel_k, x.rel_v, x.q_rel, table.beyond, rel_scale=0.4)
+        names, terms, integers, numbers = score.parts(0.3)
     return (
-        q, k, v, x.rel_k, x.rel_v, x.q_rel, x.key_lengths, offsets,
-        geometry.table_for(target.name, q.device), offset,
-        geometry.name, geometry.extent(), clip, 0.3, 0.4,
+        q, k, v, terms, x.key_lengths, offsets, geometry.table_for(target.name, q.device), offset,
+        f"{target.name} {geometry.name} {names}", [*geometry.extent(), *integers], [0.3, *numbers],
     )  # fmt: skip
 
 

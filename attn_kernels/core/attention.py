@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from ..score.base import Score
+from . import autocast, autograd, batching, reference  # noqa: F401 (the operators' rules)
 from .backends import REFERENCE, choose
+from .call import Call
 from .geometry import Full, Geometry
-from .score import Relative
 from .validate import check_inputs
 
 
@@ -17,7 +18,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     geometry: Geometry = Full(),  # noqa: B008 (frozen)
-    score: Relative | None = None,
+    score: Score | None = None,
     *,
     scale: float | None = None,
     key_lengths: Tensor | None = None,
@@ -35,7 +36,7 @@ def attention(
         q, k, v: [B, H, Lq, D], [B, Hk, Lk, D] and [B, Hk, Lk, Dv] of one dtype on one device, in
             any strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
         geometry: which keys a query sees: Full, Causal, Local1d, Local2d, Pattern.
-        score: what is added to the logits: None or Relative.
+        score: what is added to the logits: None, a term such as Relative, or a sum of terms.
         scale: default D ** -0.5.
         key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry.
         query_offset: query i stands at position i + query_offset; an int or an int tensor [B].
@@ -65,24 +66,22 @@ def call_operator(
     k: Tensor,
     v: Tensor,
     geometry: Geometry,
-    score: Relative | None,
+    score: Score | None,
     scale: float,
     key_lengths: Tensor | None,
     query_offset: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    rel_k = rel_v = q_rel = None
-    clip, rel_scale = True, scale
-    if score is not None:
-        rel_k, rel_v, q_rel, clip = score.rel_k, score.rel_v, score.q_rel, score.beyond == "clip"
-        if score.rel_scale is not None:
-            rel_scale = float(score.rel_scale)
     offsets = None
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
-    return ops.call(
-        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, geometry.table_for(backend, q.device),
-        query_offset, geometry.name, geometry.extent(), clip, scale, rel_scale,
-    )  # fmt: skip
+    names, terms, integers, numbers = f"{backend} {geometry.name} ", (), geometry.extent(), (scale,)
+    if score is not None:
+        parts = score.parts(scale)
+        names, terms = names + parts.names, parts.tensors
+        integers, numbers = (*integers, *parts.integers), (scale, *parts.numbers)
+    table = geometry.table_for(backend, q.device)
+    call = Call(q, k, v, terms, key_lengths, offsets, table, query_offset, names, integers, numbers)
+    return autograd.run(call)
 
 
 def call_reference(
@@ -90,7 +89,7 @@ def call_reference(
     k: Tensor,
     v: Tensor,
     geometry: Geometry,
-    score: Relative | None,
+    score: Score | None,
     scale: float,
     key_lengths: Tensor | None,
     query_offset: int | Tensor,

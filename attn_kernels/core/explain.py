@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ..score.relative import Relative
 from .backends import REFERENCE, choose, cpu_library
 from .geometry import Full, Geometry
-from .score import Relative
 from .validate import check_inputs
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .validate import DTYPES, name_of
+from .checks import DTYPES, name_of
 
 
 def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..score.base import Place, Score
 from .geometry import Geometry
-from .score import Relative
 
 # MKL picks the code of exp and of log in a function's first call. Where that call comes from two
 # threads at once, one of them may get the code of low accuracy, 1.5e-4 off (one process in ten with
@@ -27,7 +27,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     geometry: Geometry,
-    score: Relative | None,
+    score: Score | None,
     scale: float,
     key_lengths: Tensor | None,
     query_offset: int | Tensor,
@@ -43,16 +43,19 @@ def attention(
     k, v = (torch.where(seen, x, 0).repeat_interleave(groups, 1).to(dtype) for x in (k, v))
     out_dtype, q = q.dtype, q.to(dtype)
 
+    terms, place = () if score is None else score.terms, Place(offset, geometry.causal, scale)
     logits = scale * (q @ k.mT)
-    if score is not None:
-        logits = logits + score.term(q, offset, geometry.causal, scale)
+    for term in terms:
+        logits = logits + term.logits(q, place)
     logits = logits.masked_fill(~visible, -torch.inf)
     # softmax and logsumexp of a row without keys would be NaN, forward and backward.
     lse = torch.logsumexp(logits.masked_fill(~has_key.unsqueeze(-1), 0), -1)
     weights = torch.where(visible, torch.exp(logits - lse.unsqueeze(-1)), 0)
     out = weights @ v
-    if score is not None and score.rel_v is not None:
-        out = out + score.value_term(weights, offset, geometry.causal)
+    for term in terms:
+        added = term.values(weights, place)
+        if added is not None:
+            out = out + added
     has_key = has_key.expand(q.shape[0], heads, -1)
     return out.to(out_dtype), lse.masked_fill(~has_key, -torch.inf)
 

@@ -1,19 +1,15 @@
-"""Every rule on arguments, and its message: the argument's name, the rule, what came."""
+"""Every rule on the arguments of a call."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..score.base import Score
+from .checks import DTYPES, check_like_q, check_number, check_per_entry, name_of
 from .geometry import Geometry, check_geometry
 from .pattern import Pattern
-from .score import BEYOND, Relative
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what it makes one dtype
-INT_DTYPES = (torch.int64, torch.int32)
 
 
 def check_inputs(
@@ -32,9 +28,12 @@ def check_inputs(
     if scale is not None:
         check_number("scale", scale)
     if geometry.two_dimensional:
-        check_canvas(q, k, geometry, score, query_offset)
+        check_canvas(q, k, geometry, query_offset)
     if score is not None:
-        check_score(q, v, geometry, score)
+        if not isinstance(score, Score):
+            raise TypeError(f"score must be None or a Relative, got {type(score).__name__}")
+        for term in score.terms:
+            term.check(q, v, geometry)
     if key_lengths is not None:
         check_per_entry("key_lengths", key_lengths, q)
     if query_offset is not None and type(query_offset) is not int:
@@ -75,28 +74,7 @@ def check_rank(name: str, x: Any) -> None:
         raise ValueError(f"{name} must have shape [batch, heads, length, dim], got {list(x.shape)}")
 
 
-def check_like_q(name: str, x: Tensor, q: Tensor) -> None:
-    if x.dtype != q.dtype and not (
-        x.dtype in AUTOCAST_DTYPES and q.dtype in AUTOCAST_DTYPES and autocasts(q.device.type)
-    ):
-        raise ValueError(
-            f"{name} must have dtype {name_of(q.dtype)} like q, got {name_of(x.dtype)}"
-        )
-    if not (x.is_cpu and q.is_cpu) and x.device != q.device:  # a device object takes 0.1 us
-        raise ValueError(f"{name} must be on device {q.device} like q, got {x.device}")
-
-
-def autocasts(device: str) -> bool:
-    """Whether autocast is on for a kind of device; "meta" has none, and torch raises if asked."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-
-
-def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, score: Any, query_offset: Any) -> None:
+def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, query_offset: Any) -> None:
     rows, cols = geometry.grid
     for name, x in (("q", q), ("k", k)):
         if x.shape[2] != rows * cols:
@@ -104,8 +82,6 @@ def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, score: Any, query_off
                 f"{name} must have length rows * cols = {rows} * {cols} = {rows * cols}"
                 f" under Local2d, got {x.shape[2]}"
             )
-    if score is not None:
-        raise NotImplementedError("score: two-dimensional relative terms do not exist yet, got one")
     if query_offset is not None:
         raise ValueError(f"query_offset must be None under Local2d, got {query_offset}")
 
@@ -127,66 +103,11 @@ def check_pattern(q: Tensor, k: Tensor, geometry: Pattern, query_offset: Any) ->
         )
 
 
-def check_score(q: Tensor, v: Tensor, geometry: Geometry, score: Any) -> None:
-    if not isinstance(score, Relative):
-        raise TypeError(f"score must be None or a Relative, got {type(score).__name__}")
-    if score.beyond not in BEYOND:
-        raise ValueError(f'beyond must be "clip" or "zero", got {score.beyond!r}')
-    if score.rel_scale is not None:
-        check_number("rel_scale", score.rel_scale)
-    check_table("rel_k", score.rel_k, q, q.shape[3])
-    n_rows = score.rel_k.shape[1]
-    if not geometry.causal and n_rows % 2 == 0:
-        raise ValueError(f"rel_k must have an odd number of rows unless causal, got {n_rows}")
-    if score.rel_v is not None:
-        check_table("rel_v", score.rel_v, q, v.shape[3])
-        if score.rel_v.shape[1] != n_rows:
-            raise ValueError(
-                f"rel_v must have {n_rows} rows like rel_k, got {score.rel_v.shape[1]}"
-            )
-    if score.q_rel is not None:
-        if not isinstance(score.q_rel, Tensor):
-            raise TypeError(f"q_rel must be a torch.Tensor, got {type(score.q_rel).__name__}")
-        if score.q_rel.shape != q.shape:
-            raise ValueError(
-                f"q_rel must have shape {list(q.shape)} like q, got {list(score.q_rel.shape)}"
-            )
-        check_like_q("q_rel", score.q_rel, q)
-
-
-def check_table(name: str, table: Any, q: Tensor, dim: int) -> None:
-    if not isinstance(table, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(table).__name__}")
-    heads = q.shape[1]
-    if table.dim() != 3 or table.shape[0] not in (1, heads) or table.shape[2] != dim:
-        raise ValueError(
-            f"{name} must have shape [1 or {heads}, rows, {dim}], got {list(table.shape)}"
-        )
-    if table.shape[1] == 0:
-        raise ValueError(f"{name} must have at least one row, got 0")
-    check_like_q(name, table, q)
-
-
-def check_per_entry(name: str, value: Any, q: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an int tensor, got {type(value).__name__}")
-    if value.dtype not in INT_DTYPES:
-        raise ValueError(f"{name} must be int64 or int32, got {name_of(value.dtype)}")
-    if list(value.shape) != [q.shape[0]]:
-        raise ValueError(f"{name} must have shape [{q.shape[0]}], got {list(value.shape)}")
-    if value.device != q.device:
-        raise ValueError(f"{name} must be on device {q.device} like q, got {value.device}")
-
-
 def check_offset(value: Any, q: Tensor) -> None:
     if isinstance(value, Tensor):
         check_per_entry("query_offset", value, q)
     elif isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"query_offset must be an int or int tensor, got {type(value).__name__}")
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def check_window(causal: Any, window: Any) -> None:

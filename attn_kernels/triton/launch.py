@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..core.ops import empty_in_layout
+from ..core.layouts import empty_in_layout
 from . import geometry as rules
 from .configs import Config, Kind, arch_of, choose, key_splits, search_wanted
 from .forward import attention_fwd_kernel, merge_splits_kernel

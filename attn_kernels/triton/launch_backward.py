@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..core.ops import empty_in_layout
+from ..core.layouts import empty_in_layout
 from . import geometry as rules
 from .backward import grad_q_kernel, margin, prepare_kernel
 from .configs import Config

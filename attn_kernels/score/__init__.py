@@ -1,0 +1,1 @@
+"""What may be added to the logits: the terms of a score, one file each."""

@@ -1,0 +1,108 @@
+"""Relative positions: a learned vector for every distance between query and key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_like_q, check_number, check_table, check_tensor
+from .base import QUERY, TABLE, Parts, Place, Term
+
+BEYOND = ("clip", "zero")
+CLIP, HAS_VALUES, HAS_QUERY = 1, 2, 4  # the bits of the term's whole number
+
+
+@dataclass(frozen=True, eq=False)
+class Relative(Term):
+    """Relative positions: score_ij = rel_scale * (q_rel_i . rel_k[h, row(j - p_i)]).
+
+    Under a causal geometry the last of the R rows is distance 0, row(o) = R - 1 + o; otherwise R is
+    odd and the centre row is distance 0, row(o) = (R - 1) / 2 + o. An offset beyond the table uses
+    the nearest row (beyond="clip") or adds nothing (beyond="zero").
+
+    Args:
+        rel_k: [1 or H, R, D], one table for all heads or one for each.
+        rel_v: [1 or H, R, Dv]; adds sum_j p_ij rel_v[h, row(j - p_i)] to out_i.
+        q_rel: [B, H, Lq, D], the query of this term; default q.
+        rel_scale: default the scale of the logits.
+    """
+
+    rel_k: Tensor
+    rel_v: Tensor | None = None
+    q_rel: Tensor | None = None
+    beyond: str = "clip"
+    rel_scale: float | None = None
+    name: ClassVar[str] = "relative"
+    n_integers: ClassVar[int] = 1
+
+    def check(self, q: Tensor, v: Tensor, geometry: Any) -> None:
+        if self.beyond not in BEYOND:
+            raise ValueError(f'beyond must be "clip" or "zero", got {self.beyond!r}')
+        if self.rel_scale is not None:
+            check_number("rel_scale", self.rel_scale)
+        if geometry.two_dimensional:
+            raise NotImplementedError(
+                "score: two-dimensional relative terms do not exist yet, got one"
+            )
+        check_table("rel_k", self.rel_k, q, q.shape[3])
+        n_rows = self.rel_k.shape[1]
+        if not geometry.causal and n_rows % 2 == 0:
+            raise ValueError(f"rel_k must have an odd number of rows unless causal, got {n_rows}")
+        if self.rel_v is not None:
+            check_table("rel_v", self.rel_v, q, v.shape[3])
+            if self.rel_v.shape[1] != n_rows:
+                raise ValueError(
+                    f"rel_v must have {n_rows} rows like rel_k, got {self.rel_v.shape[1]}"
+                )
+        if self.q_rel is not None:
+            check_tensor("q_rel", self.q_rel)
+            if self.q_rel.shape != q.shape:
+                raise ValueError(
+                    f"q_rel must have shape {list(q.shape)} like q, got {list(self.q_rel.shape)}"
+                )
+            check_like_q("q_rel", self.q_rel, q)
+
+    def parts(self, scale: float) -> Parts:
+        flags = CLIP if self.beyond == "clip" else 0
+        tensors = [self.rel_k]
+        if self.rel_v is not None:
+            flags |= HAS_VALUES
+            tensors.append(self.rel_v)
+        if self.q_rel is not None:
+            flags |= HAS_QUERY
+            tensors.append(self.q_rel)
+        rel_scale = scale if self.rel_scale is None else float(self.rel_scale)
+        return Parts("relative", tensors, [flags], [rel_scale])
+
+    @staticmethod
+    def kinds(integers: Sequence[int]) -> tuple[str, ...]:
+        (flags,) = integers
+        tables = (TABLE, TABLE) if flags & HAS_VALUES else (TABLE,)
+        return (*tables, QUERY) if flags & HAS_QUERY else tables
+
+    def rows(self, offset: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """The table row of each offset j - p_i, clipped, and whether the table reaches it."""
+        n_rows = self.rel_k.shape[1]
+        row = offset + (n_rows - 1 if causal else (n_rows - 1) // 2)
+        inside = (row >= 0) & (row < n_rows)
+        return row.clamp(0, n_rows - 1), inside | (self.beyond == "clip")
+
+    def logits(self, q: Tensor, place: Place) -> Tensor:
+        row, used = self.rows(place.offset, place.causal)
+        q_rel = q if self.q_rel is None else self.q_rel.to(q.dtype)
+        by_row = q_rel @ self.rel_k.to(q.dtype).mT  # [B, H, Lq, R]
+        term = by_row.gather(-1, row.expand(*by_row.shape[:2], -1, -1))
+        scale = place.scale if self.rel_scale is None else self.rel_scale
+        return torch.where(used, term, 0) * scale
+
+    def values(self, weights: Tensor, place: Place) -> Tensor | None:
+        if self.rel_v is None:
+            return None
+        row, used = self.rows(place.offset, place.causal)
+        by_row = weights.new_zeros(*weights.shape[:-1], self.rel_v.shape[1])
+        by_row = by_row.scatter_add(-1, row.expand_as(weights), torch.where(used, weights, 0))
+        return by_row @ self.rel_v.to(weights.dtype)
