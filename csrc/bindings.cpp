@@ -282,12 +282,13 @@ struct Inputs {
     p.k_heads = k.size(1), p.k_len = k.size(2), p.v_dim = v.size(3);
     p.dtype = dtype_of(q);
     p.q = view_of(q);
-    if (q_rel.has_value()) p.q_rel = view_of(*q_rel);
+    if (q_rel.has_value()) p.relative.query = view_of(*q_rel);
     if (key_lengths.has_value())
       p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
     if (query_offsets.has_value())
       p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
-    p.query_offset = call.query_offset, p.scale = scale, p.clip = clip, p.rel_scale = rel_scale;
+    p.query_offset = call.query_offset, p.scale = scale, p.relative.clip = clip;
+    p.relative.scale = rel_scale;
     p.geometry = geometry;
     if (p.geometry.kind == GeometryKind::kPattern) set_table(p.geometry);
   }
@@ -307,7 +308,7 @@ struct Inputs {
     p.k = view_of(k), p.v = view_of(v), p.kv_dtype = dtype_of(k);
     if (rel_k.has_value()) rel_k = as_type(*rel_k, table_dtype);
     if (rel_v.has_value()) rel_v = as_type(*rel_v, table_dtype);
-    p.rel_k = table(rel_k), p.rel_v = table(rel_v);
+    p.relative.keys = table(rel_k), p.relative.values = table(rel_v);
   }
 };
 
@@ -404,10 +405,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& g
   p.out = view_of(out_rows), p.lse = lse_whole.data_ptr(), p.grad_out = view_of(grad_rows);
   if (grad_lse_whole.has_value()) p.grad_lse = grad_lse_whole->data_ptr();
   p.grad_q = view_of(grad_q), p.grad_k = view_of(grad_k), p.grad_v = view_of(grad_v);
-  if (in.rel_k.has_value()) p.grad_rel_k = table_grad(*in.rel_k).data_ptr();
-  if (in.rel_v.has_value()) p.grad_rel_v = table_grad(*in.rel_v).data_ptr();
+  if (in.rel_k.has_value()) p.grad_relative.keys = table_grad(*in.rel_k).data_ptr();
+  if (in.rel_v.has_value()) p.grad_relative.values = table_grad(*in.rel_v).data_ptr();
   if (in.q_rel.has_value())  // the last of the term's tensors, in the layout it came in
-    p.grad_q_rel = view_of(grad_terms.emplace_back(empty_in_layout(call.terms.back(), q.size(3))));
+    p.grad_relative.query =
+        view_of(grad_terms.emplace_back(empty_in_layout(call.terms.back(), q.size(3))));
   if (p.k_heads == 0) {  // there are no queries either
     for (const Tensor& x : grad_terms) {
       if (x.numel() > 0) std::memset(x.data_ptr(), 0, x.numel() * x.element_size());
@@ -421,13 +423,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& g
     key_parts = empty(kernels.key_part_bytes(p) / 4, ScalarType::Float);
     p.key_parts = key_parts->data_ptr();
   }
-  if (p.rel_k.data) {
+  if (p.relative.keys.data) {
     table_parts = empty(kernels.table_part_bytes(p) / 4, ScalarType::Float);
     p.table_parts = table_parts->data_ptr();
   }
   run(kernels.backward, p);
   if (p.chunks > 1) run(kernels.merge_keys, p);
-  if (p.rel_k.data) run(kernels.merge_tables, p);
+  if (p.relative.keys.data) run(kernels.merge_tables, p);
   return {grad_q, grad_k, grad_v, grad_terms};
 }
 
@@ -476,8 +478,9 @@ extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(
     p.batch = sizes[0], p.heads = sizes[1], p.k_heads = sizes[2], p.q_len = sizes[3],
     p.k_len = sizes[4];
     p.dim = sizes[5], p.v_dim = sizes[6];
-    if (sizes[8] > 0) p.rel_k = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[5], sizes[8]};
-    if (sizes[9] > 0) p.rel_v = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[6], sizes[8]};
+    if (sizes[8] > 0) p.relative.keys = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[5], sizes[8]};
+    if (sizes[9] > 0)
+      p.relative.values = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[6], sizes[8]};
     const std::vector<int64_t> integers(extent, extent + n_extent);
     Parts<int64_t> parts(integers);
     p.geometry = geometry_of(geometry, parts);

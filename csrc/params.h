@@ -35,16 +35,31 @@ struct Table {
   int64_t rows = 0;
 };
 
+// A term of the score: scale * (query_i . keys[row(j - p_i)]), with rows of `values` added to the
+// values. Without keys there is no such term; without a query of its own it is q that is
+// multiplied.
+struct RelativeTerm {
+  Table keys, values;
+  View query;
+  bool clip = true;
+  double scale = 1;
+};
+
+struct RelativeGrads {
+  View query;
+  void* keys = nullptr;  // [1 or heads, rows, dim], contiguous
+  void* values = nullptr;
+};
+
 struct AttentionParams {
   int64_t batch = 0, heads = 0, k_heads = 0, q_len = 0, k_len = 0, dim = 0, v_dim = 0;
-  DType dtype = DType::kFloat32;     // of q, q_rel, out and everything returned
+  DType dtype = DType::kFloat32;     // of q, out, the terms' queries and everything returned
   DType kv_dtype = DType::kFloat32;  // of k and v: the arithmetic type, unless few_queries
-  View q, k, v, q_rel, out;
+  View q, k, v, out;
   void* lse = nullptr;  // [batch, heads, q_len], in the arithmetic type
   Geometry geometry;
-  Table rel_k, rel_v;
-  bool clip = true;
-  double scale = 1, rel_scale = 1;
+  double scale = 1;
+  RelativeTerm relative;
   const int64_t* key_lengths = nullptr;    // [batch] or null
   const int64_t* query_offsets = nullptr;  // [batch] or null: query_offset for all
   int64_t query_offset = 0;
@@ -61,14 +76,13 @@ struct ForwardParams : AttentionParams {
 struct BackwardParams : AttentionParams {
   View grad_out;
   const void* grad_lse = nullptr;  // like lse, or null
-  View grad_q, grad_k, grad_v, grad_q_rel;
-  void* grad_rel_k = nullptr;  // [1 or heads, rows, dim], contiguous
-  void* grad_rel_v = nullptr;
+  View grad_q, grad_k, grad_v;
+  RelativeGrads grad_relative;
   // The queries of a key head are cut in `chunks` parts; each part sums the gradients of keys,
   // values and tables by itself, and a second step adds the parts in order.
   int64_t chunks = 1;
   void* key_parts = nullptr;    // [batch * k_heads * chunks, k_len, dim + v_dim, padded]
-  void* table_parts = nullptr;  // [batch * heads * chunks, rows, dim + v_dim, padded]
+  void* table_parts = nullptr;  // [batch * heads * chunks, TableGrads::size]
 };
 
 }  // namespace attn_kernels

@@ -125,7 +125,7 @@ struct Call {
       g.table = table.data();
       if (!is_sound(g, int64_t(table.size()))) std::abort();
     }
-    p.clip = problem.clip, p.scale = 0.3, p.rel_scale = 0.2;
+    p.relative.clip = problem.clip, p.scale = 0.3, p.relative.scale = 0.2;
     p.query_offset = problem.geometry.kind == GeometryKind::kLocal2d ? 0 : s.k_len - s.q_len;
     const auto view = [](std::vector<T>& x, int64_t heads, int64_t length, int64_t dim) {
       return View{x.data(), heads * length * dim, length * dim, dim};
@@ -145,10 +145,11 @@ struct Call {
       q_rel = numbers(q.size()), rel_k = numbers(s.heads * rows * s.dim),
       rel_v = numbers(rows * s.v_dim);
       grad_q_rel = q_rel, grad_rel_k = rel_k, grad_rel_v = rel_v;
-      p.q_rel = view(q_rel, s.heads, s.q_len, s.dim),
-      p.grad_q_rel = view(grad_q_rel, s.heads, s.q_len, s.dim);
-      p.rel_k = {rel_k.data(), rows * s.dim, rows}, p.rel_v = {rel_v.data(), 0, rows};
-      p.grad_rel_k = grad_rel_k.data(), p.grad_rel_v = grad_rel_v.data();
+      p.relative.query = view(q_rel, s.heads, s.q_len, s.dim),
+      p.grad_relative.query = view(grad_q_rel, s.heads, s.q_len, s.dim);
+      p.relative.keys = {rel_k.data(), rows * s.dim, rows};
+      p.relative.values = {rel_v.data(), 0, rows};
+      p.grad_relative.keys = grad_rel_k.data(), p.grad_relative.values = grad_rel_v.data();
     }
   }
 
@@ -162,11 +163,11 @@ struct Call {
     if (f.splits > 1) run(kernels.merge_forward, f, threads);
     plan_backward(p, 256 / sizeof(T));
     std::vector<char> key_parts(p.chunks > 1 ? kernels.key_part_bytes(p) : 0);
-    std::vector<char> table_parts(p.rel_k.data ? kernels.table_part_bytes(p) : 0);
+    std::vector<char> table_parts(p.relative.keys.data ? kernels.table_part_bytes(p) : 0);
     p.key_parts = key_parts.data(), p.table_parts = table_parts.data();
     run(kernels.backward, p, threads);
     if (p.chunks > 1) run(kernels.merge_keys, p, threads);
-    if (p.rel_k.data) run(kernels.merge_tables, p, threads);
+    if (p.relative.keys.data) run(kernels.merge_tables, p, threads);
   }
 
   // out, lse and the loss sum(out * grad_out) + sum(lse * grad_lse), by definition.
@@ -191,9 +192,10 @@ struct Call {
               dot += at(q, q_row, p.dim, d) * at(k, k_row + j, p.dim, d);
             const int64_t row = table_row(j - pos);
             for (int64_t d = 0; row >= 0 && d < p.dim; ++d) {
-              rel += at(q_rel, q_row, p.dim, d) * at(rel_k, h * p.rel_k.rows + row, p.dim, d);
+              rel +=
+                  at(q_rel, q_row, p.dim, d) * at(rel_k, h * p.relative.keys.rows + row, p.dim, d);
             }
-            s[j] = p.scale * dot + p.rel_scale * rel;
+            s[j] = p.scale * dot + p.relative.scale * rel;
             highest = std::max(highest, s[j]);
           }
           double sum = 0;
@@ -238,10 +240,10 @@ struct Call {
   }
 
   int64_t table_row(int64_t offset) const {
-    if (p.rel_k.rows == 0) return -1;
-    const int64_t row = offset + centre_row(p.rel_k.rows, p.geometry.causal);
-    if (row >= 0 && row < p.rel_k.rows) return row;
-    return !p.clip ? -1 : row < 0 ? 0 : p.rel_k.rows - 1;
+    if (p.relative.keys.rows == 0) return -1;
+    const int64_t row = offset + centre_row(p.relative.keys.rows, p.geometry.causal);
+    if (row >= 0 && row < p.relative.keys.rows) return row;
+    return !p.relative.clip ? -1 : row < 0 ? 0 : p.relative.keys.rows - 1;
   }
 };
 

@@ -52,11 +52,17 @@ class Score:
 
     def parts(self, scale: float) -> Parts:
         """How the score travels to the kernels."""
-        parts = [term.parts(scale) for term in self.terms]
-        tensors, integers, numbers = (
-            sum(lists, []) for lists in list(zip(*parts, strict=True))[1:]
-        )
-        return Parts("+".join(part.names for part in parts), tensors, integers, numbers)
+        names: list[str] = []
+        tensors: list[Tensor] = []
+        integers: list[int] = []
+        numbers: list[float] = []
+        for term in self.terms:
+            part = term.parts(scale)
+            names.append(part.names)
+            tensors += part.tensors
+            integers += part.integers
+            numbers += part.numbers
+        return Parts("+".join(names), tensors, integers, numbers)
 
 
 class Term(Score):

@@ -27,6 +27,7 @@ inline void release_tiles() {}
 #include "pattern_tile.h"
 #include "kept.h"
 #include "band.h"
+#include "score/terms.h"
 #include "forward.h"
 #include "few.h"
 #include "backward.h"
@@ -94,7 +95,7 @@ struct Entry {
     return backward_tasks(p) * Backward::key_part_size(p) * int64_t(sizeof(T));
   }
   static int64_t table_part_bytes(const BackwardParams& p) {
-    return p.batch * p.heads * p.chunks * Backward::table_part_size(p) * int64_t(sizeof(T));
+    return p.batch * p.heads * p.chunks * TableGrads<T>(p).size * int64_t(sizeof(T));
   }
   static void start_backward(const BackwardParams& p, void* scratch) {
     over<Backward>(p, scratch).tile.forget_keys();
@@ -120,20 +121,27 @@ struct Entry {
                          at_most(begin + kMergeKeys, p.k_len));
   }
 
-  static int64_t table_rows(const BackwardParams& p, const Table& table) {
-    return table.data == nullptr ? 0 : (table.head_stride == 0 ? 1 : p.heads) * table.rows;
-  }
   static int64_t merge_tables_tasks(const BackwardParams& p) {
-    return table_rows(p, p.rel_k) + table_rows(p, p.rel_v);
+    const TableGrads<T> all(p);
+    int64_t tasks = 0;
+    for (int i = 0; i < all.count; ++i) tasks += rows_of(p, *all.grads[i].table);
+    return tasks;
+  }
+  static int64_t rows_of(const BackwardParams& p, const Table& table) {
+    return (table.head_stride == 0 ? 1 : p.heads) * table.rows;
   }
   static int64_t merge_tables_scratch(const BackwardParams& p) {
-    return padded<T>(at_least(p.dim, p.v_dim)) * int64_t(sizeof(T));
+    const TableGrads<T> all(p);
+    int64_t dim = 0;
+    for (int i = 0; i < all.count; ++i) dim = at_least(dim, all.grads[i].dim);
+    return padded<T>(dim) * int64_t(sizeof(T));
   }
   static void merge_tables(const BackwardParams& p, int64_t task, void* scratch) {
-    const bool values = task >= table_rows(p, p.rel_k);
-    if (values) task -= table_rows(p, p.rel_k);
-    Backward::merge_table_row(p, values, task / p.rel_k.rows, task % p.rel_k.rows,
-                              static_cast<T*>(scratch));
+    const TableGrads<T> all(p);
+    const TableGrad* grad = all.grads;
+    for (; task >= rows_of(p, *grad->table); ++grad) task -= rows_of(p, *grad->table);
+    Backward::merge_table_row(p, *grad, all.size, task / grad->table->rows,
+                              task % grad->table->rows, static_cast<T*>(scratch));
   }
 
   static void exp2_of(const void* x, void* y, int64_t n) {

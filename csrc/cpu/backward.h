@@ -16,20 +16,17 @@ template <typename T, typename E>
 struct BackwardTile {
   static constexpr int64_t kPairPlane = kStepKeys / 2 * kTileQueries<T>;
 
-  T *rows, *transposed, *q_rel, *grad_out, *q_buffer, *q_rel_buffer, *grad_buffer;
-  T *weights, *grads, *scratch, *grad_q, *grad_q_rel, *lse, *delta;
-  Matrix<E> q_columns, grad_columns, q_lanes, grad_lanes;  // [dim, lanes] and [lanes, dim]
-  E *q_rel_pairs, *q_column_pairs, *grad_column_pairs;
-  E *q_lane_pairs, *q_rel_lane_pairs, *grad_lane_pairs;
+  T *rows, *transposed, *grad_out, *q_buffer, *grad_buffer;
+  T *weights, *grads, *scratch, *grad_q, *lse, *delta;
+  QueryForms<T, E> q;
+  E *q_column_pairs, *grad_column_pairs, *q_lane_pairs, *grad_lane_pairs;
   KeptRows<Sums::kDims, E> keys, values;
   KeptRows<Sums::kKeys, E> keys_by_key;
   E *weights_by_lane, *grads_by_lane, *grads_by_key;  // the matrices themselves, or pairs
-  ScoreBand<T, E> score_band, value_band;
   Scales<T> scales;
-  GradBand<T, E> score_grad, value_grad;
-  T *grad_k, *grad_v;          // the chunk's sums, [k_len, padded dim]
-  T *grad_rel_k, *grad_rel_v;  // the chunk's sums for the tile's head, [rows, padded dim]
-
+  BackwardTerms<T, E> terms;
+  T *grad_k, *grad_v;  // the chunk's sums, [k_len, padded dim]
+  T* table_sums;       // the chunk's sums for the tile's head, a part of TableGrads
   Ahead ahead;
 
   void layout(Arena& arena, const BackwardParams& p) {
@@ -41,13 +38,12 @@ struct BackwardTile {
     grad_out = arena.take<T>(pitch * v_dim);
     q_buffer = arena.take<T>(pitch * dim);
     grad_buffer = arena.take<T>(pitch * v_dim);
-    weights = ForwardTile<T, E>::zero_bordered(arena);
-    grads = ForwardTile<T, E>::zero_bordered(arena);
+    weights = zero_bordered<T>(arena);
+    grads = zero_bordered<T>(arena);
     keys.layout(arena, p, p.dim);
     values.layout(arena, p, p.v_dim);
     keys_by_key.layout(arena, p, p.dim);
     if constexpr (kNumbers<E> == 2) {
-      q_rel_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
       q_column_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
       grad_column_pairs = arena.take<E>(kParts<E> * pitch * v_dim / 2);
       q_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * dim);
@@ -62,18 +58,7 @@ struct BackwardTile {
     grad_q = arena.take<T>(pitch * dim);
     lse = arena.take<T>(pitch);
     delta = arena.take<T>(pitch);
-    if (p.rel_k.data) {
-      q_rel = arena.take<T>(pitch * dim);
-      q_rel_buffer = arena.take<T>(pitch * dim);
-      if (kNumbers<E> == 2) q_rel_lane_pairs = arena.take<E>(kParts<E> * pitch / 2 * dim);
-      grad_q_rel = arena.take<T>(pitch * dim);
-      score_band.layout(arena, p.dim);
-      score_grad.layout(arena, p.dim);
-    }
-    if (p.rel_v.data) {
-      value_band.layout(arena, p.v_dim);
-      value_grad.layout(arena, p.v_dim);
-    }
+    terms.layout(arena, p);
   }
 
   void forget_keys() {
@@ -87,8 +72,7 @@ struct BackwardTile {
     if (tile.queries.count <= 0) return;
     start(p, tile);
     look_ahead(p, tile);
-    for_steps(tile, 0, 1, p.rel_k.data != nullptr,
-              [&](int64_t key, int n) { step(p, tile, key, n); });
+    for_steps(tile, 0, 1, wants_neighbours(p), [&](int64_t key, int n) { step(p, tile, key, n); });
     finish(p, tile);
   }
 
@@ -109,16 +93,16 @@ struct BackwardTile {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
     scales = logit_scales<E, T>(p, kLog2E);
-    const T* const q_rows = query_rows<T>(tile, p.q, p.dtype, p.dim, q_buffer);
+    q.rows = query_rows<T>(tile, p.q, p.dtype, p.dim, q_buffer);
     const T* const grad_rows = query_rows<T>(tile, p.grad_out, p.dtype, p.v_dim, grad_buffer);
     const T* const out_rows = query_rows<T>(tile, p.out, p.dtype, p.v_dim, rows);
-    transpose_queries<T>(tile, q_rows, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E),
+    transpose_queries<T>(tile, q.rows, p.dim, kScaleLater<E> ? T(1) : T(p.scale * kLog2E),
                          transposed);
     transpose_queries<T>(tile, grad_rows, p.v_dim, 1, grad_out);
-    q_columns = pair_down(transposed, pitch, p.dim, tile.lanes, q_column_pairs);
-    grad_columns = pair_down(grad_out, pitch, p.v_dim, tile.lanes, grad_column_pairs);
-    q_lanes = pair_down(q_rows, dim, tile.lanes, dim, q_lane_pairs);
-    grad_lanes = pair_down(grad_rows, v_dim, tile.lanes, v_dim, grad_lane_pairs);
+    q.columns = pair_down(transposed, pitch, p.dim, tile.lanes, q_column_pairs);
+    q.grad_columns = pair_down(grad_out, pitch, p.v_dim, tile.lanes, grad_column_pairs);
+    q.lanes = pair_down(q.rows, dim, tile.lanes, dim, q_lane_pairs);
+    q.grad_lanes = pair_down(grad_rows, v_dim, tile.lanes, v_dim, grad_lane_pairs);
     const int64_t head_row = (tile.batch * p.heads + tile.head) * p.q_len;
     // A row without keys, like a lane without query, has weight 0 everywhere: 2^(s - inf).
     fill<T>(lse, tile.lanes, __builtin_inf());
@@ -130,23 +114,7 @@ struct BackwardTile {
       delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[head_row + index] : change;
     });
     zero_rows<T>(dim, tile.lanes, grad_q);
-    if (p.rel_k.data) {
-      const T* const q_rel_rows =
-          p.q_rel.data ? query_rows<T>(tile, p.q_rel, p.dtype, p.dim, q_rel_buffer) : q_rows;
-      transpose_queries<T>(tile, q_rel_rows, p.dim, kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E),
-                           q_rel);
-      zero_rows<T>(dim, tile.lanes, grad_q_rel);
-      const HeadTable<Source<E>> table = head_table<Source<E>>(p.rel_k, p, tile.head, p.dim);
-      score_band.start(table, pair_down(q_rel, pitch, p.dim, tile.lanes, q_rel_pairs), scales.term);
-      const Matrix<E> q_rel_lanes =
-          p.q_rel.data ? pair_down(q_rel_rows, dim, tile.lanes, dim, q_rel_lane_pairs) : q_lanes;
-      score_grad.start(table, tile.lanes, grad_q_rel, grad_rel_k, q_rel_lanes, tile.queries.count);
-    }
-    if (p.rel_v.data) {
-      const HeadTable<Source<E>> table = head_table<Source<E>>(p.rel_v, p, tile.head, p.v_dim);
-      value_band.start(table, grad_columns, 1);
-      value_grad.start(table, tile.lanes, nullptr, grad_rel_v, grad_lanes, tile.queries.count);
-    }
+    terms.start(p, tile, scales.term, q, table_sums);
   }
 
   void step(const BackwardParams& p, const Tile<T>& tile, int64_t start, int n) {
@@ -154,7 +122,7 @@ struct BackwardTile {
     Slab slabs[kStepKeys / kSlabKeys];
     uint64_t seen_by[kStepKeys];  // only under a Pattern
     const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
-    const int64_t offset = step_offset(tile, start);
+    const Step step{step_offset(tile, start), tile.lanes, n, slabs, n_slabs};
     const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n, seen_by);
     const Matrix<E> v = values.get(tile, p.v, p.v_dim, start, n, seen_by);
 
@@ -162,17 +130,17 @@ struct BackwardTile {
       const Slab& slab = slabs[s];
       const int64_t at = slab.key * pitch + slab.lane;
       gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.dim, kNumbers<E>),
-                        k.from(slab.key * k.stride), q_columns.from(slab.lane), weights + at, pitch,
+                        k.from(slab.key * k.stride), q.columns.from(slab.lane), weights + at, pitch,
                         false, &ahead);
       gemm<Left::kRows>(slab.keys, slab.lanes, ceil_div(p.v_dim, kNumbers<E>),
-                        v.from(slab.key * v.stride), grad_columns.from(slab.lane), grads + at,
+                        v.from(slab.key * v.stride), q.grad_columns.from(slab.lane), grads + at,
                         pitch, false, &ahead);
     }
     for (int s = 0; scales.now != T(1) && s < n_slabs; ++s)
       scale_slab(slabs[s], scales.now, weights);
-    if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, weights);
-    if (p.rel_v.data) value_band.add(offset, tile.lanes, n, slabs, n_slabs, grads);
-    const bool keep = p.rel_k.data || p.rel_v.data;
+    terms.add(p, step, weights);
+    terms.add_value_grads(p, step, grads);
+    const bool keep = terms.keeps_grads(p);
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) {
         mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), weights);
@@ -182,24 +150,15 @@ struct BackwardTile {
         logit_grads(slabs[s], lane, scales.later, keep, grads_by_key);
       }
     }
-    if (p.rel_k.data) {
-      zero_outside(tile.lanes, n, slabs, n_slabs, grads);
-      ForwardTile<T, E>::zero_border(grads, n);
-      score_grad.add(offset, n, grads);
-    }
-    if (p.rel_v.data) {
-      zero_outside(tile.lanes, n, slabs, n_slabs, weights);
-      ForwardTile<T, E>::zero_border(weights, n);
-      value_grad.add(offset, n, weights);
-    }
+    terms.collect(p, step, weights, grads);
     const Matrix<E> by_key =
         kMade<Sums::kKeys, E> ? keys_by_key.get(tile, p.k, p.dim, start, n, seen_by) : k;
     for (int s = 0; s < n_slabs; ++s) {
       add_over_keys(p.dim, slabs[s], by_key, Matrix<E>{grads_by_key, pitch, kPairPlane}, grad_q,
                     &ahead);
     }
-    add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads_by_lane, q_lanes, grad_k);
-    add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights_by_lane, grad_lanes, grad_v);
+    add_key_grads(tile, start, n, slabs, n_slabs, p.dim, grads_by_lane, q.lanes, grad_k);
+    add_key_grads(tile, start, n, slabs, n_slabs, p.v_dim, weights_by_lane, q.grad_lanes, grad_v);
   }
 
   // One vector column of a slab. weights: logits -> P;  grads: dP -> dS.
@@ -270,23 +229,7 @@ struct BackwardTile {
   }
 
   void finish(const BackwardParams& p, const Tile<T>& tile) {
-    constexpr int pitch = kTileQueries<T>;
-    const int64_t dim = padded<T>(p.dim);
-    T factor = T(p.scale);
-    if (p.rel_k.data) {
-      score_grad.finish();
-      if (p.q_rel.data) {
-        store_queries<T>(
-            tile, grad_q_rel, p.dim, [&](int64_t) { return set1(T(p.rel_scale)); }, rows, p.dtype,
-            p.grad_q_rel);
-      } else {
-        for (int64_t i = 0; i < dim * pitch; ++i) {
-          grad_q[i] = grad_q[i] * T(p.scale) + grad_q_rel[i] * T(p.rel_scale);
-        }
-        factor = 1;
-      }
-    }
-    if (p.rel_v.data) value_grad.finish();
+    const T factor = terms.finish(p, tile, rows, grad_q) ? T(1) : T(p.scale);
     store_queries<T>(
         tile, grad_q, p.dim, [&](int64_t) { return set1(factor); }, rows, p.dtype, p.grad_q);
   }
@@ -306,9 +249,6 @@ struct BackwardChunk {
   static int64_t key_part_size(const AttentionParams& p) {
     return p.k_len * (padded<T>(p.dim) + padded<T>(p.v_dim));
   }
-  static int64_t table_part_size(const AttentionParams& p) {
-    return p.rel_k.rows * (padded<T>(p.dim) + (p.rel_v.data ? padded<T>(p.v_dim) : 0));
-  }
 
   void run(const BackwardParams& p, int64_t batch, int64_t k_head, int64_t chunk) {
     const int64_t part = (batch * p.k_heads + k_head) * p.chunks + chunk,
@@ -318,12 +258,10 @@ struct BackwardChunk {
     tile.grad_k = sums, tile.grad_v = sums + p.k_len * padded<T>(p.dim);
 
     const int64_t tiles = tile_count(p.geometry, p.q_len, kTileQueries<T>);
+    const int64_t table_size = TableGrads<T>(p).size;
     for (int64_t i = 0; i < group; ++i) {
-      if (p.rel_k.data) {
-        T* table = static_cast<T*>(p.table_parts) + (part * group + i) * table_part_size(p);
-        fill<T>(table, table_part_size(p), 0);
-        tile.grad_rel_k = table, tile.grad_rel_v = table + p.rel_k.rows * padded<T>(p.dim);
-      }
+      tile.table_sums = static_cast<T*>(p.table_parts) + (part * group + i) * table_size;
+      fill<T>(tile.table_sums, table_size, 0);
       // Chunks take turns, first to last, so that causal ones have about the same work.
       for (int64_t index = chunk; index < tiles; index += p.chunks) {
         tile.run(p, batch, k_head * group + i, index);
@@ -358,27 +296,24 @@ struct BackwardChunk {
   }
 
   // Adds one row of a table's gradient over batch entries, chunks and, if shared, heads, in order.
-  static void merge_table_row(const BackwardParams& p, bool values, int64_t table_head, int64_t row,
-                              T* sum) {
-    const Table& table = values ? p.rel_v : p.rel_k;
-    const int64_t dim = values ? p.v_dim : p.dim, width = padded<T>(dim),
-                  group = p.heads / p.k_heads;
-    const int64_t first = table.head_stride == 0 ? 0 : table_head;
-    const int64_t last = table.head_stride == 0 ? p.heads : table_head + 1;
-    const T* parts =
-        static_cast<const T*>(p.table_parts) + (values ? p.rel_k.rows * padded<T>(p.dim) : 0);
+  static void merge_table_row(const BackwardParams& p, const TableGrad& grad, int64_t part_size,
+                              int64_t table_head, int64_t row, T* sum) {
+    const int64_t width = padded<T>(grad.dim), group = p.heads / p.k_heads;
+    const bool shared = grad.table->head_stride == 0;
+    const int64_t first = shared ? 0 : table_head, last = shared ? p.heads : table_head + 1;
+    const T* parts = static_cast<const T*>(p.table_parts) + grad.start + row * width;
     fill<T>(sum, width, 0);
     for (int64_t batch = 0; batch < p.batch; ++batch) {
       for (int64_t head = first; head < last; ++head) {
         for (int64_t chunk = 0; chunk < p.chunks; ++chunk) {
           const int64_t part = (batch * p.k_heads + head / group) * p.chunks + chunk;
-          const T* from = parts + (part * group + head % group) * table_part_size(p) + row * width;
+          const T* from = parts + (part * group + head % group) * part_size;
           for (int64_t d = 0; d < width; ++d) sum[d] += from[d];
         }
       }
     }
-    char* to = static_cast<char*>(values ? p.grad_rel_v : p.grad_rel_k);
-    to += (table_head * table.rows + row) * dim * element_size(p.dtype);
-    store_row(p.dtype, sum, dim, values ? T(1) : T(p.rel_scale), to);
+    char* to = static_cast<char*>(grad.data);
+    to += (table_head * grad.table->rows + row) * grad.dim * element_size(p.dtype);
+    store_row(p.dtype, sum, grad.dim, T(grad.scale), to);
   }
 };

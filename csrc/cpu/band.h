@@ -79,7 +79,8 @@ inline HeadTable<S> head_table(const Table& table, const AttentionParams& p, int
                                int64_t dim) {
   if (table.data == nullptr) return {};
   const int64_t start = head * table.head_stride / kNumbers<S>;
-  return {static_cast<const S*>(table.data) + start, table.rows, dim, p.geometry.causal, p.clip};
+  return {static_cast<const S*>(table.data) + start, table.rows, dim, p.geometry.causal,
+          p.relative.clip};
 }
 
 template <typename T>

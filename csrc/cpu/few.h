@@ -168,9 +168,9 @@ struct FewQueries {
         const int64_t head = k_head * group + i / p.q_len;
         load_row(p.dtype, row_of(p.q, p.dtype, batch, head, i % p.q_len), p.dim,
                  T(p.scale * kLog2E), q + i * dim);
-        const View& from = p.q_rel.data ? p.q_rel : p.q;
+        const View& from = p.relative.query.data ? p.relative.query : p.q;
         load_row(p.dtype, row_of(from, p.dtype, batch, head, i % p.q_len), p.dim,
-                 T(p.rel_scale * kLog2E), q_rel + i * dim);
+                 T(p.relative.scale * kLog2E), q_rel + i * dim);
         fill<T>(state + i * state_size(p), state_size(p), 0);
         state[i * state_size(p)] = kNoPivot;
       }
@@ -221,16 +221,17 @@ struct FewQueries {
     for (int64_t i = 0; i < queries(p); ++i) {
       const int64_t head = k_head * (p.heads / p.k_heads) + i / p.q_len, pos = offset + i % p.q_len;
       T* row = logits + i * kPitch;
-      if (p.rel_k.data)
-        add_score(head_table<T>(p.rel_k, p, head, p.dim), q_rel + i * dim, run.start - pos, n, row);
+      if (p.relative.keys.data)
+        add_score(head_table<T>(p.relative.keys, p, head, p.dim), q_rel + i * dim, run.start - pos,
+                  n, row);
       const Span seen = visible_keys(p.geometry, pos, k_len);
       const int64_t first = at_most(at_least(seen.start - run.start, 0), n);
       const int64_t last = at_least(at_most(seen.stop - run.start, n), first);
       fill<T>(row, first, -__builtin_inf());
       fill<T>(row + last, padded<T>(n) - last, -__builtin_inf());
       weigh(p, n, row, state + i * size);
-      if (p.rel_v.data) {
-        add_value(head_table<T>(p.rel_v, p, head, p.v_dim), run.start - pos, n, row,
+      if (p.relative.values.data) {
+        add_value(head_table<T>(p.relative.values, p, head, p.v_dim), run.start - pos, n, row,
                   state + i * size + kLanes<T>);
       }
     }

@@ -1,6 +1,5 @@
 // Forward: one tile of queries against its keys, with an online softmax in base 2.
 
-constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 // A pivot that stands for "no key yet": finite, so that -inf minus it is -inf and not NaN.
 constexpr float kNoPivot = -1e30f;
 // The pivot follows the running maximum only when that rises by more: sums stay far from overflow,
@@ -100,15 +99,14 @@ template <typename T, typename E>
 struct ForwardTile {
   static constexpr int64_t kWeightPlane = kStepKeys / 2 * kTileQueries<T>;
 
-  T *rows, *transposed, *q_rel, *logits, *acc;
-  Matrix<E> q;                         // [dim, lanes]
-  E *q_pairs, *q_rel_pairs, *weights;  // weights are the logits themselves, or pairs
+  T *rows, *transposed, *logits, *acc;
+  Matrix<E> q;           // [dim, lanes]
+  E *q_pairs, *weights;  // weights are the logits themselves, or pairs
   KeptRows<Sums::kDims, E> keys;
   KeptRows<Sums::kKeys, E> values;
   Softmax<T> softmax;
-  ScoreBand<T, E> score_band;
   Scales<T> scales;
-  GradBand<T, E> value_band;
+  ForwardTerms<T, E> terms;
   Ahead ahead;
 
   void layout(Arena& arena, const ForwardParams& p) {
@@ -116,35 +114,18 @@ struct ForwardTile {
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
     rows = arena.take<T>(pitch * at_least(dim, v_dim));
     transposed = arena.take<T>(pitch * dim);
-    q_rel = arena.take<T>(pitch * dim);
-    logits = zero_bordered(arena);
+    logits = zero_bordered<T>(arena);
     acc = arena.take<T>(pitch * v_dim);
     keys.layout(arena, p, p.dim);
     values.layout(arena, p, p.v_dim);
     if constexpr (kNumbers<E> == 2) {
       q_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
-      q_rel_pairs = arena.take<E>(kParts<E> * pitch * dim / 2);
       weights = arena.take<E>(kParts<E> * kWeightPlane);
     } else {
       weights = logits;
     }
     softmax.layout(arena);
-    if (p.rel_k.data) score_band.layout(arena, p.dim);
-    if (p.rel_v.data) value_band.layout(arena, p.v_dim);
-  }
-
-  // A matrix [kStepKeys, lanes] with kLanes rows of zeros on both sides, as GradBand needs it.
-  static T* zero_bordered(Arena& arena) {
-    constexpr int pitch = kTileQueries<T>, border = kLanes<T> * pitch;
-    T* matrix = arena.take<T>(kStepKeys * pitch + 2 * border);
-    return matrix ? matrix + border : nullptr;
-  }
-
-  // The border behind row n, which the step before may have written.
-  static void zero_border(T* matrix, int n) {
-    constexpr int pitch = kTileQueries<T>, border = kLanes<T> * pitch;
-    fill<T>(matrix - border, border, 0);
-    fill<T>(matrix + n * pitch, border, 0);
+    terms.layout(arena, p);
   }
 
   void forget_keys() {
@@ -176,9 +157,9 @@ struct ForwardTile {
     if (tile.queries.count <= 0) return;
     start(p, tile);
     look_ahead(p, tile, unit);
-    for_steps(tile, split, p.splits, p.rel_k.data != nullptr,
+    for_steps(tile, split, p.splits, wants_neighbours(p),
               [&](int64_t key, int n) { step(p, tile, key, n); });
-    if (p.rel_v.data) value_band.finish();
+    terms.finish(p);
     if (p.splits > 1) {
       save_part(p, tile, split);
     } else {
@@ -214,17 +195,7 @@ struct ForwardTile {
     q = pair_down(transposed, pitch, p.dim, tile.lanes, q_pairs);
     softmax.start(tile.lanes);
     zero_rows<T>(padded<T>(p.v_dim), tile.lanes, acc);
-    if (p.rel_k.data) {
-      const View& from = p.q_rel.data ? p.q_rel : p.q;
-      transpose_queries<T>(tile, query_rows<T>(tile, from, p.dtype, p.dim, rows), p.dim,
-                           kScaleLater<E> ? T(1) : T(p.rel_scale * kLog2E), q_rel);
-      score_band.start(head_table<Source<E>>(p.rel_k, p, tile.head, p.dim),
-                       pair_down(q_rel, pitch, p.dim, tile.lanes, q_rel_pairs), scales.term);
-    }
-    if (p.rel_v.data) {
-      value_band.start(head_table<Source<E>>(p.rel_v, p, tile.head, p.v_dim), tile.lanes, acc,
-                       nullptr, {}, 0);
-    }
+    terms.start(p, tile, scales.term, rows, acc);
   }
 
   void step(const ForwardParams& p, const Tile<T>& tile, int64_t start, int n) {
@@ -232,7 +203,7 @@ struct ForwardTile {
     Slab slabs[kStepKeys / kSlabKeys];
     uint64_t seen_by[kStepKeys];  // only under a Pattern
     const int n_slabs = cut_slabs(tile, start, n, slabs, seen_by);
-    const int64_t offset = step_offset(tile, start);
+    const Step step{step_offset(tile, start), tile.lanes, n, slabs, n_slabs};
 
     const Matrix<E> k = keys.get(tile, p.k, p.dim, start, n, seen_by);
     for (int s = 0; s < n_slabs; ++s) {
@@ -243,7 +214,7 @@ struct ForwardTile {
     }
     for (int s = 0; scales.now != T(1) && s < n_slabs; ++s)
       scale_slab(slabs[s], scales.now, logits);
-    if (p.rel_k.data) score_band.add(offset, tile.lanes, n, slabs, n_slabs, logits);
+    terms.add(p, step, logits);
     for (int s = 0; s < n_slabs; ++s) {
       if (slabs[s].masked) mask_slab<T>(tile, start, slabs[s], seen_by, -__builtin_inf(), logits);
     }
@@ -252,11 +223,7 @@ struct ForwardTile {
     for (int s = 0; s < n_slabs; ++s) {
       add_over_keys(p.v_dim, slabs[s], v, Matrix<E>{weights, pitch, kWeightPlane}, acc, &ahead);
     }
-    if (p.rel_v.data) {
-      zero_outside(tile.lanes, n, slabs, n_slabs, logits);
-      zero_border(logits, n);
-      value_band.add(offset, n, logits);
-    }
+    terms.add_values(p, step, logits);
   }
 
   // logits -> weights of the step's slabs; the sums, and what was summed with an older pivot,
@@ -270,7 +237,7 @@ struct ForwardTile {
         for (int64_t d = 0; d < p.v_dim; ++d) {
           store<T>(acc + d * pitch + lane, load(acc + d * pitch + lane) * factor);
         }
-        if (p.rel_v.data) value_band.rescale(lane, factor);
+        terms.rescale(p, lane, factor);
       }
       const Vec<T> pivot = load(softmax.pivot + lane);
       Vec<T> sum = load(softmax.sum + lane);
@@ -279,7 +246,7 @@ struct ForwardTile {
         if (lane < slab.lane || lane >= slab.lane + slab.lanes) continue;
         sum += slab_weights(logits + slab.key * pitch + lane, set1(scale), pivot, slab.keys,
                             weights + slab.key / kNumbers<E> * pitch + lane, kWeightPlane,
-                            p.rel_v.data != nullptr);
+                            keeps_weights(p));
       }
       store<T>(softmax.sum + lane, sum);
     }

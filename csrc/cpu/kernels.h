@@ -21,7 +21,7 @@ struct Kernels {
   int64_t (*part_bytes)(const ForwardParams&);       // of ForwardParams::partial, if splits > 1
   Work<ForwardParams> forward, merge_forward;        // merge: only if splits > 1
   int64_t (*key_part_bytes)(const BackwardParams&);  // of BackwardParams::key_parts, if chunks > 1
-  int64_t (*table_part_bytes)(const BackwardParams&);  // of BackwardParams::table_parts, if rel_k
+  int64_t (*table_part_bytes)(const BackwardParams&);       // of BackwardParams::table_parts
   Work<BackwardParams> backward, merge_keys, merge_tables;  // merge_keys: only if chunks > 1
   // For tests: y = 2^x of n numbers; the transpose of n vectors by n vectors; and GradBand's and
   // ScoreBand's shear, to[j] += lane-wise from[j + sign * lane], n rows of one vector.

@@ -4,6 +4,8 @@
 // Softmax then needs no horizontal reduction, keys and values are broadcast from where they lie,
 // and queries are the only thing packed.
 
+constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+
 // Hands out pieces of one block of scratch memory; over null it only counts.
 struct Arena {
   char* base;
@@ -124,16 +126,16 @@ inline void mask_slab(const Tile<T>& tile, int64_t start, const Slab& slab, cons
   }
 }
 
-// How many of the gathered keys [key, end) the next step takes. A relative term wants keys that lie
-// next to each other; columns that blocks share are steps of their own.
+// How many of the gathered keys [key, end) the next step takes. Terms may want keys that lie next
+// to each other; columns that blocks share are steps of their own.
 template <typename T>
-inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relative) {
+inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool neighbours) {
   const int64_t n = at_most(end - key, kStepKeys);
   if (columns_are_shared(tile.geometry)) {
     const Box& box = box_of(tile.queries, key);
     return int(at_most(n, box.count - key));
   }
-  if (!relative || tile.geometry.kind != GeometryKind::kPattern) return int(n);
+  if (!neighbours || tile.geometry.kind != GeometryKind::kPattern) return int(n);
   const Span run = key_run(tile.geometry, tile.queries, key);
   return int(at_most(n, run.stop - run.start));
 }
@@ -141,7 +143,7 @@ inline int step_keys(const Tile<T>& tile, int64_t key, int64_t end, bool relativ
 // Calls step(start, n) for the keys of part `part` of `parts` of the tile, kStepKeys at a time.
 // Steps end at multiples of kStepKeys in the sequence, so that every tile cuts it alike.
 template <typename T, typename Step>
-ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, bool relative,
+ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, bool neighbours,
                            const Step& step) {
   const bool in_sequence = keys_in_sequence(tile.geometry);
   const int64_t before = in_sequence ? tile.queries.k_pos % kStepKeys : 0;
@@ -150,7 +152,7 @@ ATTN_INLINE void for_steps(const Tile<T>& tile, int64_t part, int64_t parts, boo
   int64_t start = at_least(steps * part / parts * kStepKeys - before, 0);
   while (start < end) {
     const int64_t whole = in_sequence ? kStepKeys - (before + start) % kStepKeys : kStepKeys;
-    const int n = step_keys(tile, start, at_most(start + whole, end), relative);
+    const int n = step_keys(tile, start, at_most(start + whole, end), neighbours);
     step(start, n);
     start += n;
   }
@@ -176,10 +178,11 @@ template <typename T>
 struct Scales {
   T now, later, term;
 };
+inline double term_scale(const AttentionParams& p);
 template <typename E, typename T>
 inline Scales<T> logit_scales(const AttentionParams& p, double unit) {
   if (!kScaleLater<E>) return {1, 1, 1};
-  const T scale = T(p.scale * unit), rel_scale = p.rel_k.data ? T(p.rel_scale * unit) : T(0);
+  const T scale = T(p.scale * unit), rel_scale = T(term_scale(p) * unit);
   // At the end needs logits in their order, and a term that is no stranger to them.
   const bool late = scale > 0 && rel_scale < scale * T(1e6) && -rel_scale < scale * T(1e6);
   return late ? Scales<T>{1, scale, rel_scale / scale} : Scales<T>{scale, 1, rel_scale};
