@@ -10,10 +10,12 @@ from .core.pattern import Pattern
 from .local import local_attention_1d, local_attention_2d
 from .picture import plot
 from .relative import relative_attention
+from .score.bias import Bias
 from .score.relative import Relative
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bias",
     "Causal",
     "Full",
     "Local1d",

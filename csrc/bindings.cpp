@@ -19,6 +19,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
+#include "score.h"
 
 namespace attn_kernels {
 namespace {
@@ -207,8 +208,11 @@ Geometry geometry_of(const std::string& name, Parts<int64_t>& numbers) {
 struct Inputs {
   Tensor q, k, v;
   OptionalTensor rel_k, rel_v, q_rel, key_lengths, query_offsets, pattern;
-  bool clip = true;
-  double scale = 1, rel_scale = 1;
+  std::vector<std::string> terms;  // their names, in order
+  OptionalTensor bias_table;
+  RelativeTerm relative;
+  BiasTerm bias;
+  double scale = 1;
 
   Geometry geometry;
 
@@ -237,7 +241,8 @@ struct Inputs {
     geometry = geometry_of(call.names.substr(first + 1, second - first - 1), integers);
     for (size_t begin = second + 1; begin < call.names.size();) {
       const size_t end = std::min(call.names.find('+', begin), call.names.size());
-      read_term(call.names.substr(begin, end - begin), tensors, integers, numbers);
+      terms.push_back(call.names.substr(begin, end - begin));
+      read_term(terms.back(), tensors, integers, numbers);
       begin = end + 1;
     }
     tensors.finish(), integers.finish(), numbers.finish();
@@ -249,14 +254,52 @@ struct Inputs {
       // The bits are those of score/relative.py.
       constexpr int64_t kClip = 1, kHasValues = 2, kHasQuery = 4;
       STD_TORCH_CHECK(!rel_k.has_value(), "attn_kernels: at most one term of a score is relative");
-      const int64_t flags = integers.next();
-      clip = flags & kClip, rel_scale = numbers.next();
+      const int64_t flags = integers.next(), zero = integers.next();
+      relative.clip = flags & kClip, relative.scale = numbers.next();
       rel_k = head_tables(tensors.next(), q.size(3));
+      relative.zero_row = zero_row(zero, rel_k->size(1), geometry.causal);
       if (flags & kHasValues) rel_v = head_tables(tensors.next(), v.size(3));
-      if (flags & kHasQuery) q_rel = rows_contiguous(tensors.next());
+      if (flags & kHasQuery) {
+        q_rel = rows_contiguous(tensors.next());
+        relative.query = view_of(*q_rel);
+      }
+    } else if (name == "bias") {
+      STD_TORCH_CHECK(!bias_table.has_value(),
+                      "attn_kernels: at most one term of a score is a bias");
+      bias.clip = integers.next();
+      const int64_t zero = integers.next();
+      const Tensor& x = tensors.next();
+      STD_TORCH_CHECK(x.dim() == 2 && (x.size(0) == 1 || x.size(0) == q.size(1)),
+                      "attn_kernels: a bias does not fit q; call attn_kernels.attention");
+      bias.zero_row = zero_row(zero, x.size(1), geometry.causal);
+      bias_table = torch::stable::contiguous(as_type(x, arithmetic_type(q)));
+      bias.table = {bias_table->data_ptr(), x.size(0) == 1 ? 0 : x.size(1), x.size(1)};
     } else {
       STD_TORCH_CHECK(false, "attn_kernels: unknown term ", name);
     }
+  }
+
+  // Room for the gradients of the terms' tensors, in their order and layouts.
+  std::vector<Tensor> term_grads(const Call& call, BackwardParams& p) const {
+    std::vector<Tensor> grads;
+    const auto table_grad = [&](const Tensor& x) {
+      return grads.emplace_back(empty(x.size(0), x.size(1), x.size(2), q.scalar_type())).data_ptr();
+    };
+    for (const std::string& name : terms) {
+      if (name == "relative") {
+        p.grad_relative.keys = table_grad(*rel_k);
+        if (rel_v.has_value()) p.grad_relative.values = table_grad(*rel_v);
+        if (q_rel.has_value()) {
+          const Tensor& x = call.terms[grads.size()];
+          p.grad_relative.query = view_of(grads.emplace_back(empty_in_layout(x, x.size(3))));
+        }
+      } else {
+        const Tensor& x = call.terms[grads.size()];
+        grads.push_back(empty_strided({x.size(0), x.size(1)}, {x.size(1), 1}, x.scalar_type()));
+        p.grad_bias = grads.back().data_ptr(), p.bias_dtype = dtype_of(x);
+      }
+    }
+    return grads;
   }
 
   Tensor head_tables(const Tensor& x, int64_t dim) const {
@@ -282,13 +325,11 @@ struct Inputs {
     p.k_heads = k.size(1), p.k_len = k.size(2), p.v_dim = v.size(3);
     p.dtype = dtype_of(q);
     p.q = view_of(q);
-    if (q_rel.has_value()) p.relative.query = view_of(*q_rel);
     if (key_lengths.has_value())
       p.key_lengths = static_cast<const int64_t*>(key_lengths->data_ptr());
     if (query_offsets.has_value())
       p.query_offsets = static_cast<const int64_t*>(query_offsets->data_ptr());
-    p.query_offset = call.query_offset, p.scale = scale, p.relative.clip = clip;
-    p.relative.scale = rel_scale;
+    p.query_offset = call.query_offset, p.scale = scale, p.relative = relative, p.bias = bias;
     p.geometry = geometry;
     if (p.geometry.kind == GeometryKind::kPattern) set_table(p.geometry);
   }
@@ -387,11 +428,6 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& g
   const ScalarType dtype = q.scalar_type();
   const Tensor grad_q = empty_in_layout(q, q.size(3)), grad_k = empty_in_layout(k, k.size(3));
   const Tensor grad_v = empty_in_layout(v, v.size(3));
-  std::vector<Tensor> grad_terms;
-  const auto table_grad = [&](const Tensor& x) {
-    return grad_terms.emplace_back(empty(x.size(0), x.size(1), x.size(2), dtype));
-  };
-
   const auto [kernels, key_type] = choose(in);
   BackwardParams p;
   in.fill(call, p);
@@ -405,11 +441,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& g
   p.out = view_of(out_rows), p.lse = lse_whole.data_ptr(), p.grad_out = view_of(grad_rows);
   if (grad_lse_whole.has_value()) p.grad_lse = grad_lse_whole->data_ptr();
   p.grad_q = view_of(grad_q), p.grad_k = view_of(grad_k), p.grad_v = view_of(grad_v);
-  if (in.rel_k.has_value()) p.grad_relative.keys = table_grad(*in.rel_k).data_ptr();
-  if (in.rel_v.has_value()) p.grad_relative.values = table_grad(*in.rel_v).data_ptr();
-  if (in.q_rel.has_value())  // the last of the term's tensors, in the layout it came in
-    p.grad_relative.query =
-        view_of(grad_terms.emplace_back(empty_in_layout(call.terms.back(), q.size(3))));
+  const std::vector<Tensor> grad_terms = in.term_grads(call, p);
   if (p.k_heads == 0) {  // there are no queries either
     for (const Tensor& x : grad_terms) {
       if (x.numel() > 0) std::memset(x.data_ptr(), 0, x.numel() * x.element_size());
@@ -423,13 +455,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& g
     key_parts = empty(kernels.key_part_bytes(p) / 4, ScalarType::Float);
     p.key_parts = key_parts->data_ptr();
   }
-  if (p.relative.keys.data) {
+  if (!call.terms.empty()) {
     table_parts = empty(kernels.table_part_bytes(p) / 4, ScalarType::Float);
     p.table_parts = table_parts->data_ptr();
   }
   run(kernels.backward, p);
   if (p.chunks > 1) run(kernels.merge_keys, p);
-  if (p.relative.keys.data) run(kernels.merge_tables, p);
+  if (!call.terms.empty()) run(kernels.merge_tables, p);
   return {grad_q, grad_k, grad_v, grad_terms};
 }
 

@@ -41,8 +41,16 @@ struct Table {
 struct RelativeTerm {
   Table keys, values;
   View query;
+  int64_t zero_row = 0;
   bool clip = true;
   double scale = 1;
+};
+
+// A term of the score: table[row(j - p_i)], numbers of the arithmetic type; rows of dim 1.
+struct BiasTerm {
+  Table table;
+  int64_t zero_row = 0;
+  bool clip = true;
 };
 
 struct RelativeGrads {
@@ -60,6 +68,7 @@ struct AttentionParams {
   Geometry geometry;
   double scale = 1;
   RelativeTerm relative;
+  BiasTerm bias;
   const int64_t* key_lengths = nullptr;    // [batch] or null
   const int64_t* query_offsets = nullptr;  // [batch] or null: query_offset for all
   int64_t query_offset = 0;
@@ -78,6 +87,8 @@ struct BackwardParams : AttentionParams {
   const void* grad_lse = nullptr;  // like lse, or null
   View grad_q, grad_k, grad_v;
   RelativeGrads grad_relative;
+  void* grad_bias = nullptr;  // [1 or heads, rows], contiguous
+  DType bias_dtype = DType::kFloat32;
   // The queries of a key head are cut in `chunks` parts; each part sums the gradients of keys,
   // values and tables by itself, and a second step adds the parts in order.
   int64_t chunks = 1;

@@ -1,4 +1,4 @@
-// The rule of core/score.py for kernels: which table rows belong to a range of offsets j - p_i.
+// The rule of score/tables.py for kernels: which table rows belong to a range of offsets j - p_i.
 #pragma once
 
 #include "geometry.h"
@@ -11,12 +11,13 @@ struct BandRows {
   int64_t below, inside, above, row;
 };
 
-static inline int64_t centre_row(int64_t n_rows, bool causal) {
-  return causal ? n_rows - 1 : (n_rows - 1) / 2;
+// The row of distance 0: `given`, unless that is negative and the geometry says it.
+static inline int64_t zero_row(int64_t given, int64_t n_rows, bool causal) {
+  return given >= 0 ? given : causal ? n_rows - 1 : (n_rows - 1) / 2;
 }
 
-static inline BandRows band_rows(int64_t first, int64_t count, int64_t n_rows, bool causal) {
-  const int64_t row = first + centre_row(n_rows, causal);
+static inline BandRows band_rows(int64_t first, int64_t count, int64_t n_rows, int64_t zero_row) {
+  const int64_t row = first + zero_row;
   const int64_t below = at_most(at_least(-row, 0), count);
   const int64_t above = at_most(at_least(row + count - n_rows, 0), count);
   return {below, count - below - above, above, row + below};

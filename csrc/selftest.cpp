@@ -148,6 +148,7 @@ struct Call {
       p.relative.query = view(q_rel, s.heads, s.q_len, s.dim),
       p.grad_relative.query = view(grad_q_rel, s.heads, s.q_len, s.dim);
       p.relative.keys = {rel_k.data(), rows * s.dim, rows};
+      p.relative.zero_row = zero_row(-1, rows, p.geometry.causal);
       p.relative.values = {rel_v.data(), 0, rows};
       p.grad_relative.keys = grad_rel_k.data(), p.grad_relative.values = grad_rel_v.data();
     }
@@ -241,7 +242,7 @@ struct Call {
 
   int64_t table_row(int64_t offset) const {
     if (p.relative.keys.rows == 0) return -1;
-    const int64_t row = offset + centre_row(p.relative.keys.rows, p.geometry.causal);
+    const int64_t row = offset + p.relative.zero_row;
     if (row >= 0 && row < p.relative.keys.rows) return row;
     return !p.relative.clip ? -1 : row < 0 ? 0 : p.relative.keys.rows - 1;
   }

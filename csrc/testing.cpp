@@ -51,7 +51,7 @@ std::vector<TileRules> tiles(int kind, bool causal, const std::vector<int64_t>& 
 
 std::tuple<int64_t, int64_t, int64_t, int64_t> cut_band(int64_t first, int64_t count, int64_t rows,
                                                         bool causal) {
-  const BandRows cut = band_rows(first, count, rows, causal);
+  const BandRows cut = band_rows(first, count, rows, zero_row(-1, rows, causal));
   return {cut.below, cut.inside, cut.above, cut.row};
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_kernels import Causal, Full, Relative
-from attn_kernels.score.relative import BEYOND
+from attn_kernels.score.tables import BEYOND
 
 from .attention import Attention
 from .cache import KeyValueCache

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..core.checks import check_like_q, check_number, check_table, check_tensor
 from .base import QUERY, TABLE, Parts, Place, Term
+from .tables import BY_GEOMETRY, check_rows, gathered, rows_at
 
-BEYOND = ("clip", "zero")
-CLIP, HAS_VALUES, HAS_QUERY = 1, 2, 4  # the bits of the term's whole number
+CLIP, HAS_VALUES, HAS_QUERY = 1, 2, 4  # the bits of the term's first whole number
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Relative(Term):
         rel_v: [1 or H, R, Dv]; adds sum_j p_ij rel_v[h, row(j - p_i)] to out_i.
         q_rel: [B, H, Lq, D], the query of this term; default q.
         rel_scale: default the scale of the logits.
+        zero_row: the row of distance 0, where it is neither the last nor the centre.
     """
 
     rel_k: Tensor
@@ -36,12 +37,11 @@ class Relative(Term):
     q_rel: Tensor | None = None
     beyond: str = "clip"
     rel_scale: float | None = None
+    zero_row: int | None = None
     name: ClassVar[str] = "relative"
-    n_integers: ClassVar[int] = 1
+    n_integers: ClassVar[int] = 2
 
     def check(self, q: Tensor, v: Tensor, geometry: Any) -> None:
-        if self.beyond not in BEYOND:
-            raise ValueError(f'beyond must be "clip" or "zero", got {self.beyond!r}')
         if self.rel_scale is not None:
             check_number("rel_scale", self.rel_scale)
         if geometry.two_dimensional:
@@ -50,8 +50,7 @@ class Relative(Term):
             )
         check_table("rel_k", self.rel_k, q, q.shape[3])
         n_rows = self.rel_k.shape[1]
-        if not geometry.causal and n_rows % 2 == 0:
-            raise ValueError(f"rel_k must have an odd number of rows unless causal, got {n_rows}")
+        check_rows("rel_k", n_rows, self.beyond, self.zero_row, geometry.causal)
         if self.rel_v is not None:
             check_table("rel_v", self.rel_v, q, v.shape[3])
             if self.rel_v.shape[1] != n_rows:
@@ -76,28 +75,24 @@ class Relative(Term):
             flags |= HAS_QUERY
             tensors.append(self.q_rel)
         rel_scale = scale if self.rel_scale is None else float(self.rel_scale)
-        return Parts("relative", tensors, [flags], [rel_scale])
+        zero_row = BY_GEOMETRY if self.zero_row is None else self.zero_row
+        return Parts("relative", tensors, [flags, zero_row], [rel_scale])
 
     @staticmethod
     def kinds(integers: Sequence[int]) -> tuple[str, ...]:
-        (flags,) = integers
+        flags, _ = integers
         tables = (TABLE, TABLE) if flags & HAS_VALUES else (TABLE,)
         return (*tables, QUERY) if flags & HAS_QUERY else tables
 
     def rows(self, offset: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """The table row of each offset j - p_i, clipped, and whether the table reaches it."""
-        n_rows = self.rel_k.shape[1]
-        row = offset + (n_rows - 1 if causal else (n_rows - 1) // 2)
-        inside = (row >= 0) & (row < n_rows)
-        return row.clamp(0, n_rows - 1), inside | (self.beyond == "clip")
+        return rows_at(offset, self.rel_k.shape[1], self.beyond, self.zero_row, causal)
 
     def logits(self, q: Tensor, place: Place) -> Tensor:
-        row, used = self.rows(place.offset, place.causal)
         q_rel = q if self.q_rel is None else self.q_rel.to(q.dtype)
         by_row = q_rel @ self.rel_k.to(q.dtype).mT  # [B, H, Lq, R]
-        term = by_row.gather(-1, row.expand(*by_row.shape[:2], -1, -1))
         scale = place.scale if self.rel_scale is None else self.rel_scale
-        return torch.where(used, term, 0) * scale
+        return gathered(by_row, *self.rows(place.offset, place.causal)) * scale
 
     def values(self, weights: Tensor, place: Place) -> Tensor | None:
         if self.rel_v is None:

@@ -124,11 +124,11 @@ struct Entry {
   static int64_t merge_tables_tasks(const BackwardParams& p) {
     const TableGrads<T> all(p);
     int64_t tasks = 0;
-    for (int i = 0; i < all.count; ++i) tasks += rows_of(p, *all.grads[i].table);
+    for (int i = 0; i < all.count; ++i) tasks += rows_of(p, all.grads[i]);
     return tasks;
   }
-  static int64_t rows_of(const BackwardParams& p, const Table& table) {
-    return (table.head_stride == 0 ? 1 : p.heads) * table.rows;
+  static int64_t rows_of(const BackwardParams& p, const TableGrad& grad) {
+    return (grad.table->head_stride == 0 ? 1 : p.heads) * grad.rows;
   }
   static int64_t merge_tables_scratch(const BackwardParams& p) {
     const TableGrads<T> all(p);
@@ -139,9 +139,9 @@ struct Entry {
   static void merge_tables(const BackwardParams& p, int64_t task, void* scratch) {
     const TableGrads<T> all(p);
     const TableGrad* grad = all.grads;
-    for (; task >= rows_of(p, *grad->table); ++grad) task -= rows_of(p, *grad->table);
-    Backward::merge_table_row(p, *grad, all.size, task / grad->table->rows,
-                              task % grad->table->rows, static_cast<T*>(scratch));
+    for (; task >= rows_of(p, *grad); ++grad) task -= rows_of(p, *grad);
+    Backward::merge_table_row(p, *grad, all.size, task / grad->rows, task % grad->rows,
+                              static_cast<T*>(scratch));
   }
 
   static void exp2_of(const void* x, void* y, int64_t n) {

@@ -92,7 +92,7 @@ struct BackwardTile {
   void start(const BackwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
     const int64_t dim = padded<T>(p.dim), v_dim = padded<T>(p.v_dim);
-    scales = logit_scales<E, T>(p, kLog2E);
+    scales = logit_scales<E, T>(p);
     q.rows = query_rows<T>(tile, p.q, p.dtype, p.dim, q_buffer);
     const T* const grad_rows = query_rows<T>(tile, p.grad_out, p.dtype, p.v_dim, grad_buffer);
     const T* const out_rows = query_rows<T>(tile, p.out, p.dtype, p.v_dim, rows);
@@ -114,7 +114,7 @@ struct BackwardTile {
       delta[i] = p.grad_lse ? change - static_cast<const T*>(p.grad_lse)[head_row + index] : change;
     });
     zero_rows<T>(dim, tile.lanes, grad_q);
-    terms.start(p, tile, scales.term, q, table_sums);
+    terms.start(p, tile, scales.unit, q, table_sums);
   }
 
   void step(const BackwardParams& p, const Tile<T>& tile, int64_t start, int n) {
@@ -313,7 +313,7 @@ struct BackwardChunk {
       }
     }
     char* to = static_cast<char*>(grad.data);
-    to += (table_head * grad.table->rows + row) * grad.dim * element_size(p.dtype);
-    store_row(p.dtype, sum, grad.dim, T(grad.scale), to);
+    to += (table_head * grad.rows + row) * grad.dim * element_size(grad.dtype);
+    store_row(grad.dtype, sum, grad.dim, T(grad.scale), to);
   }
 };

@@ -58,7 +58,7 @@ ATTN_INLINE void in_chunks(int n, const Work& work) {
 template <typename S>
 struct HeadTable {
   const S* data = nullptr;
-  int64_t rows = 0, dim = 0;
+  int64_t rows = 0, dim = 0, zero_row = 0;
   bool causal = false, clip = false;
 
   // The rows from `row` on, every `step`-th.
@@ -69,7 +69,7 @@ struct HeadTable {
 
   // Whether all of `count` offsets from `first` on lie before (-1) or behind (+1) the table.
   int beyond(int64_t first, int64_t count) const {
-    const BandRows cut = band_rows(first, count, rows, causal);
+    const BandRows cut = band_rows(first, count, rows, zero_row);
     return cut.below == count ? -1 : cut.above == count ? 1 : 0;
   }
 };
@@ -79,7 +79,11 @@ inline HeadTable<S> head_table(const Table& table, const AttentionParams& p, int
                                int64_t dim) {
   if (table.data == nullptr) return {};
   const int64_t start = head * table.head_stride / kNumbers<S>;
-  return {static_cast<const S*>(table.data) + start, table.rows, dim, p.geometry.causal,
+  return {static_cast<const S*>(table.data) + start,
+          table.rows,
+          dim,
+          p.relative.zero_row,
+          p.geometry.causal,
           p.relative.clip};
 }
 
@@ -134,7 +138,7 @@ struct ScoreBand {
 
   void compute(int64_t first, int64_t n, int lanes, T* to) {
     constexpr int pitch = kTileQueries<T>;
-    const BandRows cut = band_rows(first, n, table.rows, table.causal);
+    const BandRows cut = band_rows(first, n, table.rows, table.zero_row);
     fill_edge(-1, lanes, cut.below, to);
     multiply(cut.row, 1, cut.inside, lanes, to + cut.below * pitch);
     fill_edge(1, lanes, cut.above, to + (cut.below + cut.inside) * pitch);
@@ -235,7 +239,7 @@ struct GradBand {
 
   void emit(int64_t first, int64_t n, const T* band) {
     constexpr int pitch = kTileQueries<T>;
-    const BandRows cut = band_rows(first, n, table.rows, table.causal);
+    const BandRows cut = band_rows(first, n, table.rows, table.zero_row);
     add_to_edge(-1, cut.below, band);
     multiply(cut.row, cut.inside, band + cut.below * pitch);
     add_to_edge(1, cut.above, band + (cut.below + cut.inside) * pitch);

@@ -224,6 +224,7 @@ struct FewQueries {
       if (p.relative.keys.data)
         add_score(head_table<T>(p.relative.keys, p, head, p.dim), q_rel + i * dim, run.start - pos,
                   n, row);
+      if (p.bias.table.data) add_bias(HeadBias<T>(p.bias, head), run.start - pos, n, row);
       const Span seen = visible_keys(p.geometry, pos, k_len);
       const int64_t first = at_most(at_least(seen.start - run.start, 0), n);
       const int64_t last = at_least(at_most(seen.stop - run.start, n), first);
@@ -269,7 +270,7 @@ struct FewQueries {
   }
 
   void add_score(const HeadTable<T>& table, const T* query, int64_t offset, int64_t n, T* row) {
-    const BandRows cut = band_rows(offset, n, table.rows, table.causal);
+    const BandRows cut = band_rows(offset, n, table.rows, table.zero_row);
     add_dots<1>(query, 0, table.dim, table_rows(table, cut.row), cut.inside, row + cut.below, 0);
     for (int side = 0; table.clip && side < 2; ++side) {
       const int64_t count = side ? cut.above : cut.below;
@@ -281,8 +282,17 @@ struct FewQueries {
     }
   }
 
+  void add_bias(const HeadBias<T>& table, int64_t offset, int64_t n, T* row) {
+    const BandRows cut = band_rows(offset, n, table.rows, table.zero_row);
+    for (int64_t j = 0; j < n; ++j) {
+      const bool inside = j >= cut.below && j < cut.below + cut.inside;
+      const int64_t place = j < cut.below ? 0 : inside ? cut.row + j - cut.below : table.rows - 1;
+      if (inside || table.clip) row[j] += table.data[place] * T(kLog2E);
+    }
+  }
+
   void add_value(const HeadTable<T>& table, int64_t offset, int64_t n, const T* row, T* acc) {
-    const BandRows cut = band_rows(offset, n, table.rows, table.causal);
+    const BandRows cut = band_rows(offset, n, table.rows, table.zero_row);
     add_weighted<1>(row + cut.below, 0, table.dim, table_rows(table, cut.row), cut.inside, acc, 0);
     for (int side = 0; table.clip && side < 2; ++side) {
       const T* from = row + (side ? cut.below + cut.inside : 0);

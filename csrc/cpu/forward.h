@@ -189,13 +189,13 @@ struct ForwardTile {
 
   void start(const ForwardParams& p, const Tile<T>& tile) {
     constexpr int pitch = kTileQueries<T>;
-    scales = logit_scales<E, T>(p, kLog2E);
+    scales = logit_scales<E, T>(p);
     transpose_queries<T>(tile, query_rows<T>(tile, p.q, p.dtype, p.dim, rows), p.dim,
                          kScaleLater<E> ? T(1) : T(p.scale * kLog2E), transposed);
     q = pair_down(transposed, pitch, p.dim, tile.lanes, q_pairs);
     softmax.start(tile.lanes);
     zero_rows<T>(padded<T>(p.v_dim), tile.lanes, acc);
-    terms.start(p, tile, scales.term, rows, acc);
+    terms.start(p, tile, scales.unit, rows, acc);
   }
 
   void step(const ForwardParams& p, const Tile<T>& tile, int64_t start, int n) {

@@ -172,20 +172,20 @@ inline int64_t step_offset(const Tile<T>& tile, int64_t start) {
 template <typename E>
 constexpr bool kScaleLater = kNumbers<E> == 2;
 
-// What raw logits are multiplied by at once, and at the end by exp2's argument; and their relative
-// term when it is added.
+// What raw logits are multiplied by at once, and at the end by exp2's argument; and what a term in
+// natural units is multiplied by when it is added to them.
 template <typename T>
 struct Scales {
-  T now, later, term;
+  T now, later, unit;
 };
 inline double term_scale(const AttentionParams& p);
 template <typename E, typename T>
-inline Scales<T> logit_scales(const AttentionParams& p, double unit) {
-  if (!kScaleLater<E>) return {1, 1, 1};
-  const T scale = T(p.scale * unit), rel_scale = T(term_scale(p) * unit);
-  // At the end needs logits in their order, and a term that is no stranger to them.
-  const bool late = scale > 0 && rel_scale < scale * T(1e6) && -rel_scale < scale * T(1e6);
-  return late ? Scales<T>{1, scale, rel_scale / scale} : Scales<T>{scale, 1, rel_scale};
+inline Scales<T> logit_scales(const AttentionParams& p) {
+  if (!kScaleLater<E>) return {1, 1, T(kLog2E)};
+  const T scale = T(p.scale * kLog2E), term = T(term_scale(p) * kLog2E);
+  // To scale at the end needs logits in their order, and terms that are not far larger than they.
+  const bool late = scale > 0 && term < scale * T(1e6);
+  return late ? Scales<T>{1, scale, T(1 / p.scale)} : Scales<T>{scale, 1, T(kLog2E)};
 }
 
 template <typename T>

@@ -19,21 +19,22 @@ struct RelativeForward {
     if (p.relative.values.data) values.layout(arena, p.v_dim);
   }
 
-  // `factor` is the term's scale beside that of the logits; `acc` is where values are summed.
-  void start(const AttentionParams& p, const Tile<T>& tile, T factor, T* rows, T* acc) {
+  // `unit` is what a natural logit is multiplied by; `acc` is where values are summed.
+  void start(const AttentionParams& p, const Tile<T>& tile, T unit, T* rows, T* acc) {
     const View& from = p.relative.query.data ? p.relative.query : p.q;
-    start_band(p, tile, factor, query_rows<T>(tile, from, p.dtype, p.dim, rows));
+    start_band(p, tile, unit, query_rows<T>(tile, from, p.dtype, p.dim, rows));
     if (p.relative.values.data) {
       values.start(head_table<Source<E>>(p.relative.values, p, tile.head, p.v_dim), tile.lanes, acc,
                    nullptr, {}, 0);
     }
   }
 
-  void start_band(const AttentionParams& p, const Tile<T>& tile, T factor, const T* rows) {
+  void start_band(const AttentionParams& p, const Tile<T>& tile, T unit, const T* rows) {
     transpose_queries<T>(tile, rows, p.dim, kScaleLater<E> ? T(1) : T(p.relative.scale * kLog2E),
                          query);
     band.start(head_table<Source<E>>(p.relative.keys, p, tile.head, p.dim),
-               pair_down(query, kTileQueries<T>, p.dim, tile.lanes, query_pairs), factor);
+               pair_down(query, kTileQueries<T>, p.dim, tile.lanes, query_pairs),
+               kScaleLater<E> ? T(p.relative.scale) * unit : T(1));
   }
 
   void add(const Step& step, T* logits) {
@@ -71,13 +72,13 @@ struct RelativeBackward {
   }
 
   // `grad_keys` and `grad_values` are the chunk's sums for the tile's head, [rows, padded dim].
-  void start(const AttentionParams& p, const Tile<T>& tile, T factor, const QueryForms<T, E>& q,
+  void start(const AttentionParams& p, const Tile<T>& tile, T unit, const QueryForms<T, E>& q,
              T* grad_keys, T* grad_values) {
     const int64_t dim = padded<T>(p.dim);
     const View& own = p.relative.query;
     const T* const rows =
         own.data ? query_rows<T>(tile, own, p.dtype, p.dim, query_buffer) : q.rows;
-    forward.start_band(p, tile, factor, rows);
+    forward.start_band(p, tile, unit, rows);
     zero_rows<T>(dim, tile.lanes, grad_query);
     const Matrix<E> lanes =
         own.data ? pair_down(rows, dim, tile.lanes, dim, query_lane_pairs) : q.lanes;

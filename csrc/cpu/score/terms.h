@@ -38,8 +38,9 @@ struct QueryForms {
 // that lie from `start` on in every part.
 struct TableGrad {
   const Table* table;
-  int64_t dim, start;
+  int64_t rows, dim, start;
   void* data;
+  DType dtype;
   double scale;
 };
 
@@ -47,19 +48,21 @@ struct TableGrad {
 // of its queries.
 template <typename T>
 struct TableGrads {
-  TableGrad grads[2];
+  TableGrad grads[3];
   int count = 0;
   int64_t size = 0;
 
   explicit TableGrads(const BackwardParams& p) {
-    add(p.relative.keys, p.dim, p.grad_relative.keys, p.relative.scale);
-    add(p.relative.values, p.v_dim, p.grad_relative.values, 1);
+    const RelativeTerm& relative = p.relative;
+    add(relative.keys, relative.keys.rows, p.dim, p.grad_relative.keys, p.dtype, relative.scale);
+    add(relative.values, relative.values.rows, p.v_dim, p.grad_relative.values, p.dtype, 1);
+    add(p.bias.table, 1, p.bias.table.rows, p.grad_bias, p.bias_dtype, 1);  // one row of numbers
   }
 
-  void add(const Table& table, int64_t dim, void* data, double scale) {
+  void add(const Table& table, int64_t rows, int64_t dim, void* data, DType dtype, double scale) {
     if (table.data == nullptr) return;
-    grads[count++] = {&table, dim, size, data, scale};
-    size += table.rows * padded<T>(dim);
+    grads[count++] = {&table, rows, dim, size, data, dtype, scale};
+    size += rows * padded<T>(dim);
   }
 
   T* sums(T* part, const Table& table) const {
@@ -70,31 +73,41 @@ struct TableGrads {
   }
 };
 
+#include "bias.h"
 #include "relative.h"
 
+inline bool has_relative(const AttentionParams& p) { return p.relative.keys.data != nullptr; }
+inline bool has_bias(const AttentionParams& p) { return p.bias.table.data != nullptr; }
+
 // Whether a term wants a step's keys to lie next to each other.
-inline bool wants_neighbours(const AttentionParams& p) { return p.relative.keys.data != nullptr; }
+inline bool wants_neighbours(const AttentionParams& p) { return has_relative(p) || has_bias(p); }
 
 // Whether a term reads the weights themselves, also where products take them as pairs.
 inline bool keeps_weights(const AttentionParams& p) { return p.relative.values.data != nullptr; }
 
-// The largest scale that a term has beside that of the logits, 0 if there is none.
+// The largest scale of a term, 0 if there is none.
 inline double term_scale(const AttentionParams& p) {
-  return p.relative.keys.data ? p.relative.scale : 0;
+  const double relative = has_relative(p) ? __builtin_fabs(p.relative.scale) : 0;
+  return has_bias(p) && relative < 1 ? 1 : relative;
 }
 
 template <typename T, typename E>
 struct ForwardTerms {
   RelativeForward<T, E> relative;
+  BiasForward<T> bias;
 
   void layout(Arena& arena, const AttentionParams& p) {
-    if (p.relative.keys.data) relative.layout(arena, p);
+    if (has_relative(p)) relative.layout(arena, p);
+    if (has_bias(p)) bias.layout(arena);
   }
-  void start(const AttentionParams& p, const Tile<T>& tile, T factor, T* rows, T* acc) {
-    if (p.relative.keys.data) relative.start(p, tile, factor, rows, acc);
+  // `unit` is what a natural logit is multiplied by.
+  void start(const AttentionParams& p, const Tile<T>& tile, T unit, T* rows, T* acc) {
+    if (has_relative(p)) relative.start(p, tile, unit, rows, acc);
+    if (has_bias(p)) bias.start(p, tile.head, unit);
   }
   void add(const AttentionParams& p, const Step& step, T* logits) {
-    if (p.relative.keys.data) relative.add(step, logits);
+    if (has_relative(p)) relative.add(step, logits);
+    if (has_bias(p)) bias.add(step, logits);
   }
   void add_values(const AttentionParams& p, const Step& step, T* weights) {
     if (p.relative.values.data) relative.add_values(step, weights);
@@ -111,32 +124,37 @@ struct ForwardTerms {
 template <typename T, typename E>
 struct BackwardTerms {
   RelativeBackward<T, E> relative;
+  BiasBackward<T> bias;
 
   void layout(Arena& arena, const AttentionParams& p) {
-    if (p.relative.keys.data) relative.layout(arena, p);
+    if (has_relative(p)) relative.layout(arena, p);
+    if (has_bias(p)) bias.layout(arena);
   }
   // `part` holds the chunk's sums for the tables, of the tile's head.
-  void start(const BackwardParams& p, const Tile<T>& tile, T factor, const QueryForms<T, E>& q,
+  void start(const BackwardParams& p, const Tile<T>& tile, T unit, const QueryForms<T, E>& q,
              T* part) {
-    if (p.relative.keys.data) {
-      const TableGrads<T> grads(p);
-      relative.start(p, tile, factor, q, grads.sums(part, p.relative.keys),
+    const TableGrads<T> grads(p);
+    if (has_relative(p)) {
+      relative.start(p, tile, unit, q, grads.sums(part, p.relative.keys),
                      grads.sums(part, p.relative.values));
     }
+    if (has_bias(p)) bias.start(p, tile.head, unit, grads.sums(part, p.bias.table));
   }
   void add(const AttentionParams& p, const Step& step, T* logits) {
-    if (p.relative.keys.data) relative.forward.add(step, logits);
+    if (has_relative(p)) relative.forward.add(step, logits);
+    if (has_bias(p)) bias.forward.add(step, logits);
   }
   void add_value_grads(const AttentionParams& p, const Step& step, T* grads) {
     if (p.relative.values.data) relative.add_value_grads(step, grads);
   }
   // Whether a term reads P and dS themselves, also where products take them as pairs.
-  static bool keeps_grads(const AttentionParams& p) { return p.relative.keys.data != nullptr; }
+  static bool keeps_grads(const AttentionParams& p) { return has_relative(p) || has_bias(p); }
   void collect(const AttentionParams& p, const Step& step, T* weights, T* grads) {
-    if (p.relative.keys.data) relative.collect(p, step, weights, grads);
+    if (has_bias(p)) bias.collect(step, grads);
+    if (has_relative(p)) relative.collect(p, step, weights, grads);
   }
   // Returns whether grad_q has its scale already.
   bool finish(const BackwardParams& p, const Tile<T>& tile, T* rows, T* grad_q) {
-    return p.relative.keys.data && relative.finish(p, tile, rows, grad_q);
+    return has_relative(p) && relative.finish(p, tile, rows, grad_q);
   }
 };
