@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attn_kernels import Full, Relative, attention
@@ -11,9 +12,10 @@ from attn_kernels.core.geometry import check_geometry
 
 from .cache import KeyValueCache
 from .checks import check_count, check_tensor
+from .layer import Layer
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """Multi-head self- or cross-attention under any geometry.
 
         q = x W_q, k = y W_k, v = y W_v           y is the context, or x itself
@@ -32,6 +34,7 @@ class Attention(nn.Module):
         geometry: which keys a query sees, unless forward gets another one.
         scale: of the logits, default head_dim ** -0.5.
         backend: as for `attention`; `set_backend` changes it later.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Attention(nn.Module):
         geometry: Any = Full(),  # noqa: B008 (frozen)
         scale: float | None = None,
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
@@ -67,15 +72,16 @@ class Attention(nn.Module):
         check_count("context_dim", self.context_dim)
         check_geometry(geometry)
         self.geometry, self.scale, self.backend = geometry, scale, backend
-        self.query = nn.Linear(dim, heads * self.head_dim, bias)
-        self.key = nn.Linear(self.context_dim, kv_heads * self.head_dim, bias)
-        self.value = nn.Linear(self.context_dim, kv_heads * self.value_head_dim, bias)
+        factory = {"device": device, "dtype": dtype}
+        self.query = nn.Linear(dim, heads * self.head_dim, bias, **factory)
+        self.key = nn.Linear(self.context_dim, kv_heads * self.head_dim, bias, **factory)
+        self.value = nn.Linear(self.context_dim, kv_heads * self.value_head_dim, bias, **factory)
         self.out = nn.Linear(
-            heads * self.value_head_dim, dim, bias if out_bias is None else out_bias
+            heads * self.value_head_dim, dim, bias if out_bias is None else out_bias, **factory
         )
-        self.reset_parameters()
+        self.init_parameters()
 
-    def reset_parameters(self) -> None:
+    def init_parameters(self) -> None:
         """Glorot's uniform initialisation; biases zero."""
         for projection in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(projection.weight)

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from attn_kernels import Causal, Full, Pattern, attention
 
 from .checks import check_count, check_fraction
+from .layer import Layer
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(Layer):
     """torch.nn.MultiheadAttention with fused attention: same arguments, parameters and results.
 
     It loads that layer's state dict strictly. What differs:
@@ -81,10 +82,11 @@ class MultiheadAttention(nn.Module):
             self.register_parameter("in_proj_bias", None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
         self.compiled: tuple[Tensor, Pattern] | None = None
-        self.reset_parameters()
+        self.init_parameters()
 
-    def reset_parameters(self) -> None:
-        """torch's initialisation: Glorot's uniform one, biases zero."""
+    def init_parameters(self) -> None:
+        """torch's initialisation: Glorot's uniform one, and `Linear`'s for the last projection;
+        biases zero."""
         for name, parameter in self.named_parameters():
             if name.endswith("proj_weight"):
                 nn.init.xavier_uniform_(parameter)

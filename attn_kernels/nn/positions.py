@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice, check_count, check_tensor
+from .layer import Layer
 
 FORMS = ("interleaved", "concatenated", "tensor2tensor")
 LONGEST = 10000.0
@@ -60,7 +61,7 @@ def grid_sinusoids(
     return waves
 
 
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositions(Layer):
     """Adds sinusoids to [B, L, dim], or to the cells of [B, rows, cols, ..., dim]. No parameters
     and no longest sequence."""
 
@@ -80,14 +81,33 @@ class SinusoidalPositions(nn.Module):
         return x + sinusoids(positions, self.dim, self.form).to(x.dtype)
 
 
-class LearnedPositions(nn.Module):
-    """Adds a learned vector for each of max_length positions to [B, L, dim]."""
+class LearnedPositions(Layer):
+    """Adds a learned vector for each of max_length positions to [B, L, dim].
 
-    def __init__(self, max_length: int, dim: int, std: float = 0.02) -> None:
+    Args:
+        max_length, dim: the size of the table.
+        std: the standard deviation with which it is drawn.
+        device, dtype: of the table.
+    """
+
+    def __init__(
+        self,
+        max_length: int,
+        dim: int,
+        std: float = 0.02,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_count("max_length", max_length)
-        self.weight = nn.Parameter(torch.empty(max_length, dim))
-        nn.init.normal_(self.weight, std=std)
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(max_length, dim, device=device, dtype=dtype))
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """Normal with standard deviation `std`."""
+        nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         """offset: the position of x's first entry."""
