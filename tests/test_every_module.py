@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 from every_module import LAYERS, MODULES, Case
+from host_reads import host_reads
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import attn_kernels.models
 import attn_kernels.nn
+from attn_kernels.models import seq2seq, seq2seq_attention
+from attn_kernels.models.tokens import lengths_of
+from attn_kernels.nn import checks
 
 NAN_OR_NEGATIVE = {True: math.nan, False: -1}  # by whether a tensor is floating
 
@@ -111,3 +115,29 @@ def test_device_and_dtype(name):
     assert {(x.device, x.dtype) for x in module.parameters()} == {
         (torch.get_default_device(), torch.float32)
     }
+
+
+def test_a_step_does_not_wait(monkeypatch, case):
+    """Forward, loss and gradients read no values where the device asserts the rules on ids and
+    padding, as a GPU does: here the CPU does it in its place. Packed sentences are left out: torch
+    wants their lengths on the CPU."""
+    monkeypatch.setattr(checks, "is_asserted_by_device", lambda holds: True)
+    for module in (seq2seq, seq2seq_attention):
+        monkeypatch.setattr(module, "run_packed", lambda rnn, x, lengths: rnn(x))
+    module = case.make()
+    with host_reads() as reads:
+        out = (case.loss or case.call)(module, *case.inputs)
+        first = tree_leaves(out)[0]
+        if first.requires_grad:
+            first.sum().backward()
+    assert reads == []
+
+
+def test_the_device_asserts_the_same_rules(monkeypatch):
+    monkeypatch.setattr(checks, "is_asserted_by_device", lambda holds: True)
+    for ids in (torch.tensor([[0, 9]]), torch.tensor([[-1, 0]])):
+        with pytest.raises(RuntimeError, match=r"tokens must lie in \[0, 9\)"):
+            checks.check_ids("tokens", ids, 9)
+    for text, rule in (([[0, 0]], "at least one token"), ([[1, 0, 1]], "pad 0 only at its end")):
+        with pytest.raises(RuntimeError, match=f"text must have {rule}"):
+            lengths_of("text", torch.tensor(text), 0)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from common import most_exact_dtype
+from host_reads import host_reads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -189,6 +190,46 @@ class TestCache:
         assert len(calls) == 1
         assert cache.length == 5
         torch.testing.assert_close(torch.cat(steps, 1), layer(x, context))
+
+    @torch.no_grad()
+    def test_another_context_is_refused(self):
+        """Not what merely lies elsewhere; and a step reads nothing of the same one."""
+        layer, x, context = Attention(8, 4), torch.randn(2, 1, 8), torch.randn(2, 5, 8)
+        cache = KeyValueCache()
+        expected = layer(x, context, cache=cache)
+        with host_reads() as reads:
+            found = [layer(x, context, cache=cache) for _ in range(3)]
+        assert reads == []
+        for each in (*found, layer(x, context.clone(), cache=cache)):
+            assert torch.equal(each, expected)
+        with pytest.raises(ValueError, match="context must be the one .* got another: start a new"):
+            layer(x, context + 1, cache=cache)
+        with pytest.raises(
+            ValueError, match=r"context must have shape \[2, 5, \*\] as cached, got"
+        ):
+            layer(x, context[:, :4], cache=cache)
+        layer(x, context, cache=cache)
+        context.add_(1)
+        with pytest.raises(ValueError, match="got it changed in place"):
+            layer(x, context, cache=cache)
+
+    @torch.no_grad()
+    def test_a_reordered_context(self):
+        layer, x, context = Attention(8, 4), torch.randn(2, 1, 8), torch.randn(2, 5, 8)
+        order, cache = torch.tensor([1, 0]), KeyValueCache()
+        layer(x, context, cache=cache)
+        cache.reorder(order)
+        found = layer(x, context[order], cache=cache)
+        torch.testing.assert_close(found, layer(x, context[order]))
+        with pytest.raises(ValueError, match="context must be the one"):
+            layer(x, context, cache=cache)
+
+    @torch.no_grad()
+    def test_no_context_for_a_cache_of_its_own_keys(self):
+        layer, x, cache = Attention(8, 4), torch.randn(2, 3, 8), KeyValueCache()
+        layer(x, cache=cache)
+        with pytest.raises(ValueError, match="context must be None with a cache of x's own keys"):
+            layer(x, x, cache=cache)
 
     @torch.no_grad()
     def test_buffers_double(self, monkeypatch):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from host_reads import host_reads
 from torch import Tensor, nn
 
 from attn_kernels import Pattern
-from attn_kernels.nn import MultiheadAttention
+from attn_kernels.nn import MultiheadAttention, checks
 
 KINDS = [{}, {"kdim": 8, "vdim": 12}, {"bias": False}, {"kdim": 8, "bias": False}]
 
@@ -119,6 +120,23 @@ def test_a_mask_is_compiled_when_it_changes(monkeypatch):
     for mask in (scattered(), scattered(), scattered().roll(1, 0), scattered()):
         assert_same(ours(*given, attn_mask=mask), theirs(*given, attn_mask=mask))
     assert len(calls) == 3
+
+
+@torch.no_grad()
+def test_a_mask_is_read_once(monkeypatch):
+    """The same tensor is recognised, and padding is asserted by the device, as on a GPU."""
+    monkeypatch.setattr(checks, "is_asserted_by_device", lambda holds: True)
+    theirs, ours = pair(batch_first=True)
+    given, mask, lengths = inputs(theirs), scattered(), padding(9, 4, 1)
+    ours(*given, attn_mask=mask)
+    with host_reads() as reads:
+        found = ours(*given, lengths, attn_mask=mask)
+    assert reads == []
+    assert_same(found, theirs(*given, lengths, attn_mask=mask))
+    mask.copy_(mask.roll(1, 0))
+    assert_same(ours(*given, attn_mask=mask), theirs(*given, attn_mask=mask))
+    with pytest.raises(RuntimeError, match="key_padding_mask must be true only behind the last"):
+        ours(*given, lengths.flip(1))
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])

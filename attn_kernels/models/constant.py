@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 class Constant:
-    """A tensor that is no part of a module's state, so nothing has to fill it: a module that is made
-    on meta has it as well, after to_empty and load_state_dict(assign=True) too.
+    """A tensor that is no part of a module's state, so nothing has to fill it: a module that is
+    made on meta has it as well, after to_empty and load_state_dict(assign=True) too.
 
     It is made on the CPU once, outside of inference mode, because training may use it later.
 

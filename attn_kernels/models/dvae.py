@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_kernels.nn.checks import check_counts, check_ids, check_tensor
+from attn_kernels.nn.checks import check_all, check_counts, check_ids, check_tensor
 from attn_kernels.nn.layer import Layer
 
 from .config import Config
@@ -171,8 +171,11 @@ class DiscreteVae(Layer):
                 f" got {list(images.shape)}"
             )
         least, most = images.aminmax()
-        if least < 0 or most > 1:
-            raise ValueError(f"images must lie in [0, 1], got {float(least)} to {float(most)}")
+        check_all(
+            "images must lie in [0, 1]",
+            (least >= 0) & (most <= 1),
+            lambda: f"{float(least)} to {float(most)}",
+        )
         return self.encoder(into_margin(images))
 
     @torch.no_grad()

@@ -102,14 +102,17 @@ class Attention(Layer):
         """q of x, and k and v of x or the context, those in the cache included."""
         check_tensor("x", x, ("batch", "length", "dim"), self.dim)
         q = self.split_heads(self.query(x), self.head_dim)
-        if context is not None and cache is not None and cache.length:
-            return q, cache.k, cache.v
         source = x if context is None else context
         check_tensor("context", source, ("batch", "length", "dim"), self.context_dim)
+        if context is not None and cache is not None and cache.length:
+            cache.check_context(context)
+            return q, cache.k, cache.v
         k = self.split_heads(self.key(source), self.head_dim)
         v = self.split_heads(self.value(source), self.value_head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
+            if context is not None:
+                cache.remember(context)
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, geometry: Any, **options: Any) -> Tensor:
@@ -136,7 +139,8 @@ class Attention(Layer):
             geometry: in place of the layer's own.
             key_lengths, query_offset: as for `attention`.
             cache: x's keys and values are appended to it, and all that it holds is attended to.
-                With a context, the first call fills the cache and later calls only read it.
+                With a context, the first call fills the cache and later calls only read it; they
+                must give the same context.
         """
         q, k, v = self.project(x, context, cache)
         geometry = self.geometry if geometry is None else geometry
