@@ -202,7 +202,9 @@ class TestCache:
         assert reads == []
         for each in (*found, layer(x, context.clone(), cache=cache)):
             assert torch.equal(each, expected)
-        with pytest.raises(ValueError, match="context must be the one .* got another: start a new"):
+        with pytest.raises(
+            ValueError, match=r"context must be the one .* got another: start a new"
+        ):
             layer(x, context + 1, cache=cache)
         with pytest.raises(
             ValueError, match=r"context must have shape \[2, 5, \*\] as cached, got"

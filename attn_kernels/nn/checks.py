@@ -73,9 +73,10 @@ def check_all(
     """
     if torch.compiler.is_compiling() or holds.is_meta:
         return
+    holds = holds.all() if holds.dim() else holds
     if is_asserted_by_device(holds):
-        torch._assert_async(holds.all(), rule)
-    elif not holds.all():
+        torch._assert_async(holds, rule)
+    elif not holds:
         raise error(f"{rule}, got {found()}")
 
 
