@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from common import (
     DTYPES,
     LAYOUTS,
+    OVERLAPS,
     Inputs,
     Target,
     Variant,
@@ -136,11 +137,28 @@ class OperationTests:
         self, backend: Target, variant: Variant, shape: Shape, layout: Callable[[Tensor], Tensor]
     ) -> None:
         """Any strides: every kernel reads by them, and gaps in memory (NaN here) are never read."""
-        inputs = make_inputs(variant, *shape)
+        inputs = in_own_dtype(make_inputs(variant, *shape), backend)
         grads = {name: layout(getattr(inputs, name)) for name in ("grad_out", "grad_lse")}
         if layout is expanded:  # the gradient of out.sum()
-            grads["grad_out"] = torch.ones(()).expand(inputs.grad_out.shape)
+            grads["grad_out"] = inputs.grad_out.new_ones(()).expand(inputs.grad_out.shape)
         check_against_reference(variant, replace(inputs.map(layout), **grads), backend)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=parameter_id)
+    @pytest.mark.parametrize("layout", OVERLAPS, ids=lambda layout: layout.__name__)
+    def test_overlapping_inputs(
+        self,
+        backend: Target,
+        main_variant: Variant,
+        shape: Shape,
+        layout: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        """Nor have the numbers of an input places of their own in memory, in any dtype: a copy of
+        it in another dtype then has other strides."""
+        inputs = make_inputs(main_variant, *shape, dtype=dtype)
+        grads = {name: layout(getattr(inputs, name)) for name in ("grad_out", "grad_lse")}
+        overlapping = replace(inputs.map(layout), **grads)
+        check_against_reference(main_variant, overlapping, backend)
 
     def test_cross_lengths(self, backend: Target, variant: Variant, cross: Shape) -> None:
         """More keys than queries and the reverse; in 2-D, where lengths agree, long canvases."""
