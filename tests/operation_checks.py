@@ -265,6 +265,29 @@ class OperationTests:
             assert torch.equal(wide[1], narrow[1])
         check_against_reference(variant, case, backend)
 
+    def test_values_that_nobody_looks_into(
+        self, backend: Target, main_variant: Variant, shape: Shape
+    ) -> None:
+        """Lengths below 0 and beyond the keys are the nearest there are; and so are offsets beyond
+        2**60, where numbers of 64 bits would overflow."""
+        inputs = make_inputs(main_variant, *shape, batch=3)
+        keys, largest = inputs.k[0, 0, ..., 0].numel(), 2**63 - 1
+        cases = [{"key_lengths": ([-5, keys + 9, -largest - 1], [0, keys, 0])}]
+        if self.dimensions == 1:
+            wild, near = [largest, -largest - 1, 2**60 + 1], [2**60, -(2**60), 2**60]
+            cases.append({"query_offset": (wild, near)})
+        for case in cases:
+            given, meant = (
+                replace(inputs, **{name: torch.tensor(values[i]) for name, values in case.items()})
+                for i in (0, 1)
+            )
+            for name in dict.fromkeys((backend.name, "reference")):
+                found = run(main_variant, given, backend=name, return_lse=True)
+                expected = run(main_variant, meant, backend=name, return_lse=True)
+                for part, x in found.items():
+                    assert torch.equal(x, expected[part]), (name, part)
+            check_against_reference(main_variant, meant, backend)
+
     def test_extreme_logits(self, backend: Target, variant: Variant, shape: Shape) -> None:
         """Logits of +-1e5: the maximum is subtracted before any exponential, everywhere."""
         inputs = make_inputs(variant, *shape)

@@ -7,8 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_kernels import Causal, Full, Pattern, attention
+from attn_kernels.core.tracing import by_values
 
 from .checks import check_count, check_fraction
+
+MASK_IN_A_GRAPH = (
+    "attn_mask: its values decide the geometry, outside of the graph; is_causal=True needs no mask"
+)
 
 
 class MultiheadAttention(nn.Module):
@@ -106,6 +111,7 @@ class MultiheadAttention(nn.Module):
             parts = map(F.linear, (query, key, value), weights, biases)
         return [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts]
 
+    @by_values(MASK_IN_A_GRAPH)
     def geometry_of(self, visible: Tensor) -> Causal | Pattern:
         """The geometry in which query i sees the keys j of visible [Lq, Lk]."""
         if torch.equal(visible, torch.ones_like(visible).tril()):
