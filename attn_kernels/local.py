@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .core.attention import attention
 from .core.geometry import Local1d, Local2d
+from .core.tracing import as_int
 
 
 def local_attention_1d(
@@ -71,7 +72,7 @@ def local_attention_2d(
             raise ValueError(
                 f"{name} must have the canvas {list(q.shape[2:4])} of q, got {list(x.shape[2:4])}"
             )
-    grid = (q.shape[2], q.shape[3])
+    grid = (as_int(q.shape[2]), as_int(q.shape[3]))
     geometry = Local2d(grid, block, halo, causal)
     result = attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), geometry, **options)
     if isinstance(result, tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 import traceback
 import warnings
@@ -94,6 +95,10 @@ MESSAGES = [
     (call(scale="1"), TypeError, "scale must be a float, got str"),
     (call(scale=True), TypeError, "scale must be a float, got bool"),
     (call(scale=torch.ones(())), TypeError, "scale must be a float, got Tensor"),
+    (call(scale=math.nan), ValueError, "scale must be finite, got nan"),
+    (call(scale=-math.inf), ValueError, "scale must be finite, got -inf"),
+    (call(return_lse="yes"), TypeError, "return_lse must be a bool, got str"),
+    (call(return_lse=1), TypeError, "return_lse must be a bool, got int"),
     (call(key_lengths=[6, 6]), TypeError, "key_lengths must be an int tensor, got list"),
     (call(key_lengths=zeros(2)), ValueError, "key_lengths must be int64 or int32, got float32"),
     (call(key_lengths=zeros(3, dtype=LONG)), ValueError, "key_lengths must have shape [2], got [3]"),
@@ -101,6 +106,13 @@ MESSAGES = [
      "key_lengths must be on device cpu like q, got meta"),
     (call(query_offset=1.5), TypeError, "query_offset must be an int or int tensor, got float"),
     (call(query_offset=True), TypeError, "query_offset must be an int or int tensor, got bool"),
+    (call(query_offset=2**60 + 1), ValueError,
+     "query_offset must be in [-2**60, 2**60], got 1152921504606846977"),
+    (call(query_offset=-(2**63)), ValueError,
+     "query_offset must be in [-2**60, 2**60], got -9223372036854775808"),
+    (call(query_offset=2**63, backend=None), ValueError,
+     "query_offset must be in [-2**60, 2**60], got 9223372036854775808"),
+    (call(query_offset=torch.tensor(1)), ValueError, "query_offset must have shape [2], got []"),
     (call(query_offset=zeros(2, dtype=torch.int16)), ValueError, "query_offset must be int64 or int32, got int16"),
     (call(query_offset=zeros(2, 1, dtype=LONG)), ValueError, "query_offset must have shape [2], got [2, 1]"),
     (call(query_offset=zeros(2, dtype=LONG, **DEVICE_META)), ValueError,
@@ -109,6 +121,7 @@ MESSAGES = [
     (call(score=TABLE), TypeError, "score must be None or a Relative, got Tensor"),
     (score(beyond="wrap"), ValueError, "beyond must be \"clip\" or \"zero\", got 'wrap'"),
     (score(rel_scale="1"), TypeError, "rel_scale must be a float, got str"),
+    (score(rel_scale=math.inf), ValueError, "rel_scale must be finite, got inf"),
     (score(rel_k=None), TypeError, "rel_k must be a torch.Tensor, got NoneType"),
     (score(rel_k=zeros(5, 8)), ValueError, "rel_k must have shape [1 or 4, rows, 8], got [5, 8]"),
     (score(rel_k=zeros(2, 5, 8)), ValueError, "rel_k must have shape [1 or 4, rows, 8], got [2, 5, 8]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
@@ -31,6 +32,7 @@ from attn_kernels.nn import (
     LocalAttention1d,
     LocalAttention2d,
     ModelCache,
+    MultiheadAttention,
     RelativeAttention,
     Residual,
     ShawAttention,
@@ -590,3 +592,56 @@ def test_backend_reaches_every_attention(monkeypatch, name):
     assert "reference" not in used
     with pytest.raises(ValueError, match="backend must be one of cpu"):
         make("fast")(*given)
+
+
+SEQUENCE, CANVAS = (2, 10, 16), (2, 4, 5, 16)
+TRACED = {
+    "full": (Attention, {}, SEQUENCE),
+    "window": (Attention, {"geometry": Causal(3)}, SEQUENCE),
+    "torch": (MultiheadAttention, {}, SEQUENCE),
+    "relative": (RelativeAttention, {"distances": 8}, SEQUENCE),
+    "shaw": (ShawAttention, {"max_distance": 3}, SEQUENCE),
+    "transformer-xl": (TransformerXLAttention, {}, SEQUENCE),
+    "local_1d": (LocalAttention1d, {"block": 4, "look_back": 4}, SEQUENCE),
+    "local_2d": (LocalAttention2d, {"block": (2, 2), "halo": (1, 1)}, CANVAS),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("name", TRACED)
+def test_traced(name, backend):
+    """torch.jit.trace, whose sizes are tensors, gives the layer's bits, saved and loaded too."""
+    make, options, shape = TRACED[name]
+    layer, x = make(16, 4, **options, backend=backend), torch.randn(shape)
+    given = (x, x, x) if name == "torch" else (x,)
+    expected = layer(*given)
+    traced = torch.jit.trace(layer, given)
+    assert name != "full" or ("attn_kernels::fwd" in str(traced.inlined_graph)) == (backend is None)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    for program in (traced, torch.jit.load(file)):
+        torch.testing.assert_close(program(*given), expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+def test_traced_with_a_mask():
+    """The geometry that a mask means is a constant of the trace."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x, mask):
+            return self.layer(x, x, x, attn_mask=mask)
+
+    model, x = Model(), torch.randn(SEQUENCE)
+    for mask in (~causal_mask(10, 10), torch.ones(10, 10).tril().fliplr() == 0):
+        traced = torch.jit.trace(model, (x, mask))
+        torch.testing.assert_close(traced(x, mask), model(x, mask), rtol=0, atol=0)

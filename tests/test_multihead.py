@@ -139,6 +139,23 @@ def test_a_mask_is_read_once(monkeypatch):
         ours(*given, lengths.flip(1))
 
 
+@pytest.mark.parametrize("mask", [causal(), scattered()], ids=["causal", "scattered"])
+def test_compiled_with_a_mask(mask):
+    """The geometry is found between two graphs; with fullgraph=True that is an error that says
+    what to do."""
+    torch._dynamo.reset()
+    _, layer = pair(batch_first=True)
+    given = inputs(layer)
+    compiled = torch.compile(layer, backend="aot_eager")
+    for _ in range(2):
+        assert_same(compiled(*given, attn_mask=mask), layer(*given, attn_mask=mask))
+    torch._dynamo.reset()
+    whole = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="is_causal=True needs no mask"):
+        whole(*given, attn_mask=mask)
+    assert_same(whole(*given, is_causal=True), layer(*given, is_causal=True))
+
+
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "plain"])
 def test_inside_torchs_encoder(train, masked, monkeypatch):

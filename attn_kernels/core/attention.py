@@ -9,7 +9,8 @@ from . import ops, reference
 from .backends import REFERENCE, choose
 from .geometry import Full, Geometry
 from .score import Relative
-from .validate import check_inputs
+from .tracing import as_int
+from .validate import check_inputs, check_return_lse
 
 
 def attention(
@@ -36,11 +37,13 @@ def attention(
             any strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
         geometry: which keys a query sees: Full, Causal, Local1d, Local2d, Pattern.
         score: what is added to the logits: None or Relative.
-        scale: default D ** -0.5.
-        key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry.
-        query_offset: query i stands at position i + query_offset; an int or an int tensor [B].
-            Default Lk - Lq: the last query sees the last key. A position is a row of a Pattern,
-            which says what its default is.
+        scale: finite; default D ** -0.5.
+        key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry. Values
+            are not looked into: below 0 is 0, and above Lk is Lk.
+        query_offset: query i stands at position i + query_offset; an int or an int tensor [B], up
+            to 2**60 either way. A farther int is an error; a tensor's values are not looked into:
+            farther is as far as that. Default Lk - Lq: the last query sees the last key. A position
+            is a row of a Pattern, which says what its default is.
         return_lse: also return lse, [B, H, Lq], float32 (float64 for float64), differentiable.
         backend: "cpu", "triton" or "reference"; None chooses, and explain() tells why.
 
@@ -48,7 +51,8 @@ def attention(
         out [B, H, Lq, Dv] in q's dtype. A query that sees no key gives 0, and lse -inf.
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
-    scale = q.size(3) ** -0.5 if scale is None else float(scale)
+    check_return_lse(return_lse)
+    scale = as_int(q.size(3)) ** -0.5 if scale is None else float(scale)
     if query_offset is None:
         query_offset = geometry.default_offset(q.shape[2], k.shape[2])
     name, _ = choose(backend, q, v)
@@ -79,6 +83,8 @@ def call_operator(
     offsets = None
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
+        if offsets.dim() == 0:  # the size that it is under torch.jit.trace
+            offsets = offsets.to(q.device).expand(q.shape[0])
     return ops.call(
         q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, geometry.table_for(backend, q.device),
         query_offset, geometry.name, geometry.extent(), clip, scale, rel_scale,

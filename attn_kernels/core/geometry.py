@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 FARTHEST = 2**60  # sums of a few such distances still are 64-bit numbers
+UNLIMITED = 2 * FARTHEST  # a window that holds all keys before any position
 
 
 class Run(NamedTuple):
@@ -34,6 +35,12 @@ def check_count(owner: str, name: str, value: Any, least: int, most: int | None 
         raise ValueError(f"{owner}: {name} must be at least {least}, got {value}")
     if most is not None and value > most:
         raise ValueError(f"{owner}: {name} must be at most {most}, got {value}")
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """min(a, b): of symbolic ints a choice of one would be a guard, and sym_min takes a
+    microsecond."""
+    return min(a, b) if type(a) is type(b) is int else torch.sym_min(a, b)
 
 
 def check_flag(owner: str, name: str, value: Any) -> None:
@@ -174,11 +181,14 @@ class Causal(SpanGeometry):
             check_count("Causal", "window", self.window, 1)
 
     def extent(self) -> tuple[int, ...]:
-        return (0 if self.window is None else self.window,)
+        """A larger window than UNLIMITED is no other, and may be no 64-bit number."""
+        if self.window is None:
+            return (0,)
+        return (smaller(self.window, UNLIMITED),)
 
     def visible(self, q_pos: Any, k_pos: Any) -> Any:
         seen = k_pos <= q_pos
-        return seen if self.window is None else seen & (k_pos > q_pos - self.window)
+        return seen if self.window is None else seen & (k_pos > q_pos - self.extent()[0])
 
     def span(self, q_pos: int) -> tuple[int, int]:
         return 0 if self.window is None else q_pos - self.window + 1, q_pos + 1

@@ -182,8 +182,9 @@ def call(*inputs: Any) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled():
         for x in inputs[:N_TENSORS]:
             if x is not None and x.requires_grad:  # autocast's casts belong to the graph
-                autocast = torch.is_autocast_enabled(x.device.type)
-                return fwd(*inputs) if autocast else _Eager.apply(*inputs)
+                if torch.is_autocast_enabled(x.device.type) or torch.jit.is_tracing():
+                    return fwd(*inputs)  # a traced program takes operators only
+                return _Eager.apply(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
         return fwd(*inputs)
 

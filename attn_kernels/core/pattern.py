@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry, Run, check_count
+from .tracing import by_values
 
 GROUP = 64  # query rows that share a list of runs, and bits in a word
 CELL = 16  # keys in a tile: runs start at multiples of it
 PIECE = 2048  # keys that a predicate is asked about at a time
 RUN_NUMBERS = 4  # of a run in the table: start, stop, keys before it, place of its first word
+NOT_IN_A_GRAPH = "Pattern: a mask is compiled by its values: make the pattern outside of the graph"
 
 
 def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +63,7 @@ class Pattern(Geometry):
         object.__setattr__(self, "digest", digest)
 
     @classmethod
+    @by_values(NOT_IN_A_GRAPH)
     def from_mask(cls, mask: Tensor) -> Pattern:
         """mask: bool [Lq, Lk], True where the query sees the key."""
         if not isinstance(mask, Tensor):
@@ -73,6 +76,7 @@ class Pattern(Geometry):
         return compiled(lambda rows, keys: mask[rows][:, keys].cpu(), *mask.shape)
 
     @classmethod
+    @by_values(NOT_IN_A_GRAPH)
     def from_function(
         cls, function: Callable[[Tensor, Tensor], Tensor], q_len: int, k_len: int
     ) -> Pattern:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometry import Geometry
+from .geometry import FARTHEST, Geometry
 from .score import Relative
 
 # MKL picks the code of exp and of log in a function's first call. Where that call comes from two
@@ -68,7 +68,7 @@ def visible_keys(
     q_pos = torch.arange(q.shape[2], device=q.device).view(1, 1, -1, 1)
     k_pos = torch.arange(k.shape[2], device=q.device).view(1, 1, 1, -1)
     if isinstance(query_offset, Tensor):
-        query_offset = query_offset.to(torch.int64).view(-1, 1, 1, 1)
+        query_offset = query_offset.to(torch.int64).clamp(-FARTHEST, FARTHEST).view(-1, 1, 1, 1)
     q_pos = q_pos + query_offset
     visible = geometry.visible(q_pos, k_pos)
     if key_lengths is not None:

@@ -22,7 +22,7 @@ class Relative:
         rel_k: [1 or H, R, D], one table for all heads or one for each.
         rel_v: [1 or H, R, Dv]; adds sum_j p_ij rel_v[h, row(j - p_i)] to out_i.
         q_rel: [B, H, Lq, D], the query of this term; default q.
-        rel_scale: default the scale of the logits.
+        rel_scale: finite; default the scale of the logits.
     """
 
     rel_k: Tensor
@@ -36,7 +36,8 @@ class Relative:
         n_rows = self.rel_k.shape[1]
         row = offset + (n_rows - 1 if causal else (n_rows - 1) // 2)
         inside = (row >= 0) & (row < n_rows)
-        return row.clamp(0, n_rows - 1), inside | (self.beyond == "clip")
+        used = torch.ones_like(inside) if self.beyond == "clip" else inside
+        return row.clamp(0, n_rows - 1), used
 
     def term(self, q: Tensor, offset: Tensor, causal: bool, scale: float) -> Tensor:
         """The score term, [B, H, Lq, Lk]; offset is [B or 1, 1, Lq, Lk]."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .geometry import Geometry, check_geometry
+from .geometry import FARTHEST, Geometry, check_geometry
 from .pattern import Pattern
 from .score import BEYOND, Relative
 
@@ -37,7 +38,7 @@ def check_inputs(
         check_score(q, v, geometry, score)
     if key_lengths is not None:
         check_per_entry("key_lengths", key_lengths, q)
-    if query_offset is not None and type(query_offset) is not int:
+    if query_offset is not None:
         check_offset(query_offset, q)
     if isinstance(geometry, Pattern):
         check_pattern(q, k, geometry, query_offset)
@@ -92,8 +93,12 @@ def autocasts(device: str) -> bool:
 
 
 def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, Tensor):
+    # torch.compile knows the first of these.
+    is_number = isinstance(value, int | float) or hasattr(value, "__float__")
+    if isinstance(value, bool | Tensor) or not is_number:
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, score: Any, query_offset: Any) -> None:
@@ -158,7 +163,9 @@ def check_table(name: str, table: Any, q: Tensor, dim: int) -> None:
     if not isinstance(table, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(table).__name__}")
     heads = q.shape[1]
-    if table.dim() != 3 or table.shape[0] not in (1, heads) or table.shape[2] != dim:
+    # No `in (1, heads)`: torch.compile finds no number in a tuple of symbolic ints.
+    fits = table.dim() == 3 and (table.shape[0] == 1 or table.shape[0] == heads)
+    if not fits or table.shape[2] != dim:
         raise ValueError(
             f"{name} must have shape [1 or {heads}, rows, {dim}], got {list(table.shape)}"
         )
@@ -179,10 +186,21 @@ def check_per_entry(name: str, value: Any, q: Tensor) -> None:
 
 
 def check_offset(value: Any, q: Tensor) -> None:
+    """A tensor is not looked into: kernels take what is beyond the bounds as the bound."""
     if isinstance(value, Tensor):
-        check_per_entry("query_offset", value, q)
-    elif isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
+        if not (value.dim() == 0 and torch.jit.is_tracing()):  # a size is such a tensor then
+            check_per_entry("query_offset", value, q)
+        return
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"query_offset must be an int or int tensor, got {type(value).__name__}")
+    # The bounds would limit the sizes that an offset is computed from in a compiled graph.
+    if not (torch.compiler.is_compiling() or -FARTHEST <= value <= FARTHEST):
+        raise ValueError(f"query_offset must be in [-2**60, 2**60], got {value}")
+
+
+def check_return_lse(value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"return_lse must be a bool, got {type(value).__name__}")
 
 
 def name_of(dtype: torch.dtype) -> str:

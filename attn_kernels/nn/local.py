@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attn_kernels import Local1d, Local2d
+from attn_kernels.core.tracing import as_int
 
 from .attention import Attention
 from .cache import KeyValueCache
@@ -77,6 +78,7 @@ class LocalAttention2d(Attention):
         if cache is not None:
             raise NotImplementedError("cache must be None: a canvas is attended to as a whole")
         own = self.geometry
-        geometry = Local2d((x.shape[1], x.shape[2]), own.block, own.halo, own.causal)
+        grid = as_int(x.shape[1]), as_int(x.shape[2])
+        geometry = Local2d(grid, own.block, own.halo, own.causal)
         out = super().forward(x.flatten(1, 2), geometry=geometry, key_lengths=key_lengths)
         return out.reshape(x.shape)

@@ -7,10 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_kernels import Causal, Full, Pattern, attention
+from attn_kernels.core.tracing import by_values
 
 from .checks import check_all, check_count, check_fraction
 from .layer import Layer
 from .seen import Seen
+
+MASK_IN_A_GRAPH = (
+    "attn_mask: its values decide the geometry, outside of the graph; is_causal=True needs no mask"
+)
 
 
 class MultiheadAttention(Layer):
@@ -112,14 +117,13 @@ class MultiheadAttention(Layer):
             parts = map(F.linear, (query, key, value), weights, biases)
         return [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts]
 
+    @by_values(MASK_IN_A_GRAPH)
     def geometry_of(self, mask: Tensor, q_len: int, k_len: int) -> Causal | Pattern:
         """The geometry that attn_mask means."""
         if mask.dim() not in (2, 3) or mask.shape[-2:] != (q_len, k_len):
             raise ValueError(
                 f"attn_mask must have shape [{q_len}, {k_len}], got {list(mask.shape)}"
             )
-        if torch.compiler.is_compiling():
-            return self.compiled_geometry(visible_of(mask))
         if self.seen is None or self.seen[0].x is not mask or self.seen[0].changed():
             self.seen = Seen(mask), self.compiled_geometry(visible_of(mask))
         return self.seen[1]
