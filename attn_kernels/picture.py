@@ -109,7 +109,7 @@ def index_of_query(query: Any, q_len: int, grid: tuple[int, int] | None) -> int 
     """The query to mark as an index."""
     if query is None:
         return None if grid is None else min(grid[0] // 2 * grid[1] + grid[1] // 2, q_len - 1)
-    if isinstance(query, tuple):
+    if isinstance(query, (tuple, list)):
         check_pair("plot", "query", query, 0)
         if grid is None or query[0] >= grid[0] or query[1] >= grid[1]:
             raise ValueError(f"query must be an index or a cell of the canvas {grid}, got {query}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 REFERENCE = "reference"
-NAMES = ("cpu", "triton", "cuda", REFERENCE)
+NAMES = ("cpu", "triton", REFERENCE)
 NATIVE = {  # by device: the backend that is chosen, and why
     "cpu": ("cpu", "inputs are on the CPU"),
     "cuda": ("triton", "inputs are on a GPU"),
@@ -143,10 +143,8 @@ def status(name: str) -> Backend:
             return Backend(name, False, error)
         found = f"{cpu_library.isa} (this CPU has: {', '.join(cpu_library.isas)})"
         return Backend(name, True, detail=found)
-    if name == "triton":
-        error = triton_error()
-        return Backend(name, not error, error, "" if error else torch.cuda.get_device_name())
-    return Backend(name, False, "not part of this release")
+    error = triton_error()
+    return Backend(name, not error, error, "" if error else torch.cuda.get_device_name())
 
 
 def backends() -> dict[str, Backend]:
@@ -160,8 +158,6 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
         return None
     if name == "triton":
         return triton_error(q.device if q.is_cuda else None) or triton_limit(q, v)
-    if name != "cpu":
-        return status(name).reason
     if not q.is_cpu:
         return f"inputs are on {q.device}"
     dim = max(q.size(3), v.size(3))

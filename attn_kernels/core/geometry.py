@@ -7,9 +7,9 @@ two dimensions a position is a raster index, row * cols + col.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,16 +43,23 @@ def check_flag(owner: str, name: str, value: Any) -> None:
 
 def check_geometry(value: Any) -> None:
     """Raise unless `value` is a geometry."""
-    if not isinstance(value, Geometry):
-        raise TypeError(
-            "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
-            f" got {type(value).__name__}"
-        )
+    if isinstance(value, Geometry):
+        return
+    hint = ""
+    if isinstance(value, Tensor):
+        hint = ": a boolean mask becomes one by Pattern.from_mask(mask)"
+    elif callable(value) and not isinstance(value, type):
+        hint = ": a function becomes one by Pattern.from_function(function, q_len, k_len)"
+    raise TypeError(
+        "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
+        f" got {type(value).__name__}{hint}"
+    )
 
 
 def check_pair(owner: str, name: str, value: Any, least: int) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"{owner}: {name} must be a tuple of two ints, got {value!r}")
+    """Raise unless `value` is two ints of at least `least`: a tuple, a list or a torch.Size."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{owner}: {name} must be a tuple or list of two ints, got {value!r}")
     for part in value:
         check_count(owner, name, part, least)
 
@@ -253,11 +260,24 @@ class Local2d(Geometry):
     name: ClassVar[str] = "local_2d"
     two_dimensional: ClassVar[bool] = True
 
+    if TYPE_CHECKING:  # what it takes is wider than what it keeps
+
+        def __init__(
+            self,
+            grid: Sequence[int],
+            block: Sequence[int],
+            halo: Sequence[int],
+            causal: bool = False,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         check_pair("Local2d", "grid", self.grid, 0)
         check_pair("Local2d", "block", self.block, 1)
         check_pair("Local2d", "halo", self.halo, 0)
         check_flag("Local2d", "causal", self.causal)
+        if not type(self.grid) is type(self.block) is type(self.halo) is tuple:
+            for name in ("grid", "block", "halo"):  # hashable, and equal however it was written
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def extent(self) -> tuple[int, ...]:
         """Blocks and halos no larger than the canvas, which is as large as any: kernels cut the

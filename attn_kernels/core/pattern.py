@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -56,7 +57,17 @@ class Pattern(Geometry):
     digest: str = field(init=False, repr=False)
     name: ClassVar[str] = "pattern"
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, q_len: int, k_len: Any = None, n_runs: Any = None, table: Any = None
+    ) -> None:
+        if not isinstance(table, Tensor):
+            raise TypeError(
+                "Pattern: make one by Pattern.from_mask(mask) or"
+                f" Pattern.from_function(function, q_len, k_len), got {type(q_len).__name__}"
+            )
+        parts = {"q_len": q_len, "k_len": k_len, "n_runs": n_runs, "table": table}
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
         digest = hashlib.blake2b(content(self.table), digest_size=16).hexdigest()
         object.__setattr__(self, "digest", digest)
 
@@ -81,11 +92,20 @@ class Pattern(Geometry):
         """
         check_count("Pattern", "q_len", q_len, 0)
         check_count("Pattern", "k_len", k_len, 0)
+        check_function(function)
 
         def piece(rows: slice, keys: slice) -> Tensor:
             q_pos = torch.arange(rows.start, rows.stop).unsqueeze(1)
             k_pos = torch.arange(keys.start, keys.stop).unsqueeze(0)
-            seen = function(q_pos, k_pos)
+            try:
+                seen = function(q_pos, k_pos)
+            except RuntimeError as error:
+                if "Boolean value of Tensor" not in str(error):
+                    raise
+                raise ValueError(
+                    "Pattern: function must combine tensors by &, | and ~, and choose by"
+                    " torch.where; and, or, not, if and a < b < c want one bool, got a tensor"
+                ) from error
             if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
                 got = str(seen.dtype) if isinstance(seen, Tensor) else type(seen).__name__
                 raise TypeError(f"Pattern: function must return a bool tensor, got {got}")
@@ -175,6 +195,23 @@ class Pattern(Geometry):
             words = self.words(group, group + 1)[0, :k_len] & rows
             pairs += int(bits_in_byte[words.view(torch.uint8).int()].sum())
         return pairs
+
+
+def check_function(function: Any) -> None:
+    """Raise unless `function` takes a query's and a key's position, and needs no more."""
+    if not callable(function):
+        raise TypeError(f"Pattern: function must be a function, got {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(0, 0)
+    except TypeError:
+        raise TypeError(
+            "Pattern: function must take (q_pos, k_pos); FlexAttention's mask_mod is"
+            f" lambda q, k: mask_mod(0, 0, q, k), got {signature}"
+        ) from None
 
 
 def group_count(q_len: int) -> int:
