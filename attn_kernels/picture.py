@@ -57,6 +57,11 @@ def plot(
 
     Returns:
         a matplotlib Figure. It needs no display.
+
+    Example:
+        >>> figure = plot(Local1d(16, 16), 64, query=40)
+        >>> figure.axes[0].get_xlabel()
+        'key'
     """
     check_geometry(geometry)
     q_len, k_len, grid = lengths(geometry, q_len, k_len, grid)

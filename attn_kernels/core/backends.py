@@ -148,7 +148,13 @@ def status(name: str) -> Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every backend by name: what runs here, and why the others do not."""
+    """Every backend by name: what runs here, and why the others do not.
+
+    Example:
+        >>> backends()["reference"].available
+        True
+        >>> why_not = {name: found.reason for name, found in backends().items()}
+    """
     return {name: status(name) for name in NAMES}
 
 
@@ -195,7 +201,13 @@ _warned: set[str] = set()
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the context, attention() without an explicit backend uses this one, in all threads."""
+    """Within the context, attention() without an explicit backend uses this one, in all threads.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 4, 50, 32) for _ in range(3))
+        >>> with use_backend("reference"):
+        ...     out = attention(q, k, v, Causal())
+    """
     global _forced
     if name is not None and name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")

@@ -71,6 +71,13 @@ def explain(
 
     key_lengths and tensors of offsets are not looked into: counts are those of whole sequences.
     return_lse changes nothing: lse is always computed.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 1, 4, 64) for _ in range(3))
+        >>> explain(q, k, v, Causal()).visible_pairs
+        10
+        >>> explain(q, k, v, backend="reference").reason
+        'requested'
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
     name, reason = choose(backend, q, v)

@@ -146,7 +146,13 @@ def split_run(start: int, stop: int, full_start: int, full_stop: int) -> Iterato
 
 @dataclass(frozen=True)
 class Full(SpanGeometry):
-    """Every query sees every key."""
+    """Every query sees every key.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 4, 50, 32) for _ in range(3))
+        >>> attention(q, k, v, Full()).shape
+        torch.Size([1, 4, 50, 32])
+    """
 
     name: ClassVar[str] = "full"
 
@@ -170,7 +176,12 @@ class Full(SpanGeometry):
 
 @dataclass(frozen=True)
 class Causal(SpanGeometry):
-    """The query at p sees key j iff j <= p and, with a window, j > p - window."""
+    """The query at p sees key j iff j <= p and, with a window, j > p - window.
+
+    Example:
+        >>> [key for key in range(8) if Causal(window=3).visible(5, key)]
+        [3, 4, 5]
+    """
 
     window: int | None = None
     name: ClassVar[str] = "causal"
@@ -197,6 +208,12 @@ class Local1d(SpanGeometry):
     [b * block - look_back, (b + 1) * block + look_ahead), and only j <= p if causal.
 
     look_back = block is the masked local attention of Image and Music Transformer.
+
+    Example:
+        >>> [key for key in range(8) if Local1d(block=4, look_back=1).visible(5, key)]
+        [3, 4, 5]
+        >>> [key for key in range(8) if Local1d(4, 1, causal=False).visible(5, key)]
+        [3, 4, 5, 6, 7]
     """
 
     block: int
@@ -251,6 +268,15 @@ class Local2d(Geometry):
 
     If causal, only the keys with order(key) <= order(query), where order is the block raster scan:
     blocks row by row, positions row by row inside each block.
+
+    Args:
+        grid, block, halo: (rows, columns); lists become tuples.
+    Example:
+        >>> image = torch.randn(1, 4, 6, 10, 32)  # [batch, heads, rows, cols, dim]
+        >>> flat = image.flatten(2, 3)
+        >>> out = attention(flat, flat, flat, Local2d((6, 10), block=(4, 4), halo=(1, 2)))
+        >>> out.unflatten(2, (6, 10)).shape
+        torch.Size([1, 4, 6, 10, 32])
     """
 
     grid: tuple[int, int]

@@ -26,6 +26,14 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     Returns:
         (out, lse), shaped like one part. Sums are taken in lse's dtype and out is rounded once, to
         the dtype of outs. A query without keys in any part gives 0 and lse -inf.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 4, 50, 32) for _ in range(3))
+        >>> halves = zip(k.split(25, 2), v.split(25, 2))
+        >>> parts = [attention(q, *half, return_lse=True) for half in halves]
+        >>> out, lse = merge(*zip(*parts))
+        >>> torch.allclose(out, attention(q, k, v), atol=1e-5)
+        True
     """
     check_parts(outs, lses)
     highest = torch.stack([lse.detach() for lse in lses]).amax(0)

@@ -48,6 +48,15 @@ class Pattern(Geometry):
     `table` holds, as int64: where each group's runs begin, and their number; start, stop, number of
     the group's keys before the run, and place of its first word (-1: fully seen) of each run; and
     the words. csrc/pattern.h reads the same.
+
+    Example:
+        >>> strided = lambda q, k: (k <= q) & ((q - k < 16) | (k % 16 == 15))
+        >>> pattern = Pattern.from_function(strided, 100, 100)
+        >>> q, k, v = (torch.randn(1, 4, 100, 32) for _ in range(3))
+        >>> attention(q, k, v, pattern).shape
+        torch.Size([1, 4, 100, 32])
+        >>> document = torch.arange(100) // 40  # packed sequences of 40, 40 and 20
+        >>> packed = Pattern.from_mask(document.view(-1, 1) == document)
     """
 
     q_len: int

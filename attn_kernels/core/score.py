@@ -23,6 +23,11 @@ class Relative:
         rel_v: [1 or H, R, Dv]; adds sum_j p_ij rel_v[h, row(j - p_i)] to out_i.
         q_rel: [B, H, Lq, D], the query of this term; default q.
         rel_scale: default the scale of the logits.
+    Example:
+        >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+        >>> table = torch.randn(1, 33, 64)  # for all heads; the centre row is distance 0
+        >>> attention(q, k, v, Local1d(16, 16, 16, causal=False), Relative(table)).shape
+        torch.Size([2, 8, 100, 64])
     """
 
     rel_k: Tensor

@@ -27,6 +27,9 @@ class FeedForward(nn.Module):
         dim, hidden: of x and the result, and between the two products.
         activation: "relu", "gelu" (with erf) or "gelu_tanh" (its approximation, GPT-2's).
         dropout: on the hidden units.
+    Example:
+        >>> FeedForward(64, 256, "gelu")(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -53,6 +56,10 @@ class Residual(nn.Module):
 
     norm="pre"      x + dropout(sublayer(LN(x)))
     norm="post"     LN(x + dropout(sublayer(x)))
+
+    Example:
+        >>> Residual(64)(torch.randn(2, 100, 64), FeedForward(64, 256)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -80,6 +87,10 @@ class TransformerLayer(nn.Module):
         feed_forward: called with x.
         cross: attention to the context, for decoders.
         norm, dropout, eps: as for `Residual`.
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> layer(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -134,6 +145,11 @@ class TransformerStack(nn.Module):
     Args:
         layers: each called like `TransformerLayer`.
         norm, eps: as the layers'.
+    Example:
+        >>> def layer():
+        ...     return TransformerLayer(Attention(64, 8), FeedForward(64, 256))
+        >>> TransformerStack([layer(), layer()])(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(

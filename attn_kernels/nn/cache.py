@@ -12,6 +12,13 @@ class KeyValueCache:
 
     They lie in buffers that double when they are full, so n steps copy O(n) rows in all. A cache
     records no gradients.
+
+    Example:
+        >>> layer, cache = Attention(64, 8, geometry=Causal()), KeyValueCache()
+        >>> with torch.no_grad():
+        ...     steps = [layer(x, cache=cache) for x in torch.randn(2, 5, 64).split(1, 1)]
+        >>> cache.length
+        5
     """
 
     def __init__(self) -> None:
@@ -66,7 +73,16 @@ class KeyValueCache:
 
 
 class LayerCache:
-    """What one decoder layer keeps: its own keys and values, and those of the context it reads."""
+    """What one decoder layer keeps: its own keys and values, and those of the context it reads.
+
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> cache = LayerCache()
+        >>> with torch.no_grad():
+        ...     newest = layer(torch.randn(2, 1, 64), cache=cache)
+        >>> cache.own.length
+        1
+    """
 
     def __init__(self) -> None:
         self.own = KeyValueCache()
@@ -74,7 +90,16 @@ class LayerCache:
 
 
 class ModelCache:
-    """The caches of all layers of a decoder."""
+    """The caches of all layers of a decoder.
+
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> decoder, cache = TransformerStack([layer]), ModelCache(layers=1)
+        >>> with torch.no_grad():
+        ...     newest = decoder(torch.randn(2, 1, 64), cache=cache)
+        >>> cache.length
+        1
+    """
 
     def __init__(self, layers: int) -> None:
         self.layers = [LayerCache() for _ in range(layers)]
