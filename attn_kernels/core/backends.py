@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ class CpuLibrary:
     """The compiled library: loading it registers the operators; its C functions tell of the CPU."""
 
     def __init__(self) -> None:
-        self.c, self.load_error, self.isa_error = None, "", ""
+        self.c: Any = None
+        self.load_error = self.isa_error = ""
         paths = sorted(Path(__file__).parents[1].glob("_C*.so"))
         if not paths:
             self.load_error = not_built()

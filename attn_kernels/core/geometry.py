@@ -185,7 +185,7 @@ class Causal(SpanGeometry):
 
     window: int | None = None
     name: ClassVar[str] = "causal"
-    causal: ClassVar[bool] = True
+    causal: ClassVar[bool] = True  # type: ignore[misc]  # of instances, in other geometries
 
     def __post_init__(self) -> None:
         if self.window is not None:
@@ -309,10 +309,10 @@ class Local2d(Geometry):
         """Blocks and halos no larger than the canvas, which is as large as any: kernels cut the
         cells of a whole block in tiles."""
         (rows, cols), (bh, bw), (hh, hw) = self.grid, self.block, self.halo
-        if type(rows) is type(cols) is int:
-            least, most = min, max
-        else:  # symbolic: a choice of one would be a guard, and sym_min takes a microsecond
-            least, most = torch.sym_min, torch.sym_max
+        least: Any = min
+        most: Any = max
+        if not type(rows) is type(cols) is int:  # symbolic: a choice of one would be a guard, and
+            least, most = torch.sym_min, torch.sym_max  # sym_min takes a microsecond
         block = most(least(bh, rows), 1), most(least(bw, cols), 1)
         return (rows, cols, *block, least(hh, rows), least(hw, cols), int(self.causal))
 

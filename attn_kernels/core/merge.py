@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     # exp(-inf - -inf) would be NaN, forward and backward.
     highest = torch.where(highest == -torch.inf, 0, highest)
     weights = [torch.exp(lse - highest) for lse in lses]
-    total = sum(weights)
+    total = reduce(torch.add, weights)
     seen = total != 0
     total = torch.where(seen, total, 1)
     # A part without keys has weight 0 and may hold anything.
@@ -48,9 +49,10 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         torch.where((lse != -torch.inf).unsqueeze(-1), out, 0)
         for lse, out in zip(lses, outs, strict=True)
     )
-    out = sum(
+    weighted = (
         (weight / total).unsqueeze(-1) * part for weight, part in zip(weights, parts, strict=True)
     )
+    out = reduce(torch.add, weighted)
     lse = torch.where(seen, highest + torch.log(total), -torch.inf)
     return out.to(outs[0].dtype), lse
 

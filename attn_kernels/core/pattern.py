@@ -8,12 +8,15 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .geometry import Geometry, Run, check_count
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 GROUP = 64  # query rows that share a list of runs, and bits in a word
 CELL = 16  # keys in a tile: runs start at multiples of it
@@ -21,11 +24,11 @@ PIECE = 2048  # keys that a predicate is asked about at a time
 RUN_NUMBERS = 4  # of a run in the table: start, stop, keys before it, place of its first word
 
 
-def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+def on_cpu(function: Callable[P, T]) -> Callable[P, T]:
     """What it makes is on the CPU, whatever torch.set_default_device says."""
 
     @wraps(function)
-    def wrapped(*args: Any, **options: Any) -> Any:
+    def wrapped(*args: P.args, **options: P.kwargs) -> T:
         with torch.device("cpu"):
             return function(*args, **options)
 
@@ -142,7 +145,7 @@ class Pattern(Geometry):
 
     # torch.compiler.assume_constant_result does no more, and imports all of the compiler. Of a
     # function's arguments torch 2.11 takes no dataclass: a method, and the digest to tell them by.
-    tiles._dynamo_marked_constant = True
+    tiles._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def default_offset(self, q_len: int, k_len: int) -> int:
         return 0 if q_len == self.q_len else k_len - q_len - (self.k_len - self.q_len)
@@ -195,7 +198,7 @@ class Pattern(Geometry):
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
         if self.n_runs == 0:
             return 0
-        bits_in_byte = sum(torch.arange(256) >> i & 1 for i in range(8))
+        bits_in_byte = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).sum(1)
         pairs = 0
         for group in range(start // GROUP, group_count(stop)):
             first, rows = group * GROUP, full_words(torch.tensor(group), stop)

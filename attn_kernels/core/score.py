@@ -53,6 +53,7 @@ class Relative:
 
     def value_term(self, weights: Tensor, offset: Tensor, causal: bool) -> Tensor:
         """sum_j p_ij rel_v[h, row(j - p_i)], [B, H, Lq, Dv]."""
+        assert self.rel_v is not None
         row, used = self.rows(offset, causal)
         by_row = weights.new_zeros(*weights.shape[:-1], self.rel_v.shape[1])
         by_row = by_row.scatter_add(-1, row.expand_as(weights), torch.where(used, weights, 0))

@@ -111,7 +111,7 @@ def check_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
 
 
-def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, score: Any, query_offset: Any) -> None:
+def check_canvas(q: Tensor, k: Tensor, geometry: Any, score: Any, query_offset: Any) -> None:
     rows, cols = geometry.grid
     for name, x in (("q", q), ("k", k)):
         if x.shape[2] != rows * cols:
