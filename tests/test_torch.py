@@ -344,12 +344,13 @@ def test_export(fused: Target, chosen: bool) -> None:
         torch.testing.assert_close(program.module()(y), block(y))
 
 
-def test_export_canvas(fused: Target) -> None:
-    """The canvas of a 2-D operation may be dynamic too."""
+@pytest.mark.parametrize("pair", [tuple, list, torch.Size], ids=lambda pair: pair.__name__)
+def test_export_canvas(fused: Target, pair: Callable) -> None:
+    """The canvas of a 2-D operation may be dynamic too, however its block is written."""
 
     class Local(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            options = {"block": (2, 3), "halo": (1, 2), "backend": fused.name}
+            options = {"block": pair((2, 3)), "halo": pair((1, 2)), "backend": fused.name}
             return local_attention_2d(q, k, v, **options)
 
     rows, cols = torch.export.Dim("rows", min=2), torch.export.Dim("cols", min=2)
@@ -785,7 +786,7 @@ def test_geometries_are_values() -> None:
 def test_backends_tells_what_runs_here() -> None:
     """Every backend by name, with a reason where it does not run."""
     found = backends()
-    assert list(found) == ["cpu", "triton", "cuda", "reference"]
+    assert list(found) == ["cpu", "triton", "reference"]
     assert found["reference"].available
     for name, status in found.items():
         assert status.name == name
@@ -795,8 +796,9 @@ def test_backends_tells_what_runs_here() -> None:
 def test_use_backend(backend: Target) -> None:
     """Within the context it is the default; an explicit backend wins; it nests and always ends."""
     x = inputs_of(CAUSAL)
-    with use_backend("cuda"):
-        with pytest.raises(RuntimeError, match='backend="cuda" is not available'):
+    other = "triton" if backend.device == "cpu" else "cpu"  # runs no tensor that lies here
+    with use_backend(other):
+        with pytest.raises(RuntimeError, match=f'^backend="{other}"'):
             causal_attention(x.q, x.k, x.v)
         with use_backend(backend.name):
             inner = causal_attention(x.q, x.k, x.v)
@@ -804,7 +806,7 @@ def test_use_backend(backend: Target) -> None:
         with use_backend(None):
             causal_attention(x.q, x.k, x.v, backend="reference")
     assert torch.equal(inner, explicit)
-    with pytest.raises(KeyError), use_backend("cuda"):
+    with pytest.raises(KeyError), use_backend(other):
         raise KeyError
     causal_attention(x.q, x.k, x.v, backend=backend.name)
     with use_backend("reference"):

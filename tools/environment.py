@@ -14,6 +14,8 @@ TOOLS = {
         "pybind11",
         "setuptools",
         "ruff",
+        "mypy",
+        "basedpyright",
         "matplotlib",
     ),
     "docs": ("sphinx", "myst_parser"),

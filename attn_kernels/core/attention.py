@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,29 @@ from .tracing import as_int
 from .validate import check_inputs, check_return_lse
 
 
+# fmt: off
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Relative | None = ..., *,
+    scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Relative | None = ..., *,
+    scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Relative | None = ..., *,
+    scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: bool, backend: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
 def attention(
     q: Tensor,
     k: Tensor,
@@ -48,7 +73,14 @@ def attention(
         backend: "cpu", "triton" or "reference"; None chooses, and explain() tells why.
 
     Returns:
-        out [B, H, Lq, Dv] in q's dtype. A query that sees no key gives 0, and lse -inf.
+        out [B, H, Lq, Dv] in q's dtype, or with return_lse the pair (out, lse). A query that sees
+        no key gives 0, and lse -inf.
+
+    Example:
+        >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+        >>> out, lse = attention(q, k, v, Local1d(16, 16), return_lse=True)
+        >>> out.shape, lse.shape
+        (torch.Size([2, 8, 100, 64]), torch.Size([2, 8, 100]))
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
     check_return_lse(return_lse)

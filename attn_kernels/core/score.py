@@ -23,6 +23,11 @@ class Relative:
         rel_v: [1 or H, R, Dv]; adds sum_j p_ij rel_v[h, row(j - p_i)] to out_i.
         q_rel: [B, H, Lq, D], the query of this term; default q.
         rel_scale: finite; default the scale of the logits.
+    Example:
+        >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+        >>> table = torch.randn(1, 33, 64)  # for all heads; the centre row is distance 0
+        >>> attention(q, k, v, Local1d(16, 16, 16, causal=False), Relative(table)).shape
+        torch.Size([2, 8, 100, 64])
     """
 
     rel_k: Tensor
@@ -49,6 +54,7 @@ class Relative:
 
     def value_term(self, weights: Tensor, offset: Tensor, causal: bool) -> Tensor:
         """sum_j p_ij rel_v[h, row(j - p_i)], [B, H, Lq, Dv]."""
+        assert self.rel_v is not None
         row, used = self.rows(offset, causal)
         by_row = weights.new_zeros(*weights.shape[:-1], self.rel_v.shape[1])
         by_row = by_row.scatter_add(-1, row.expand_as(weights), torch.where(used, weights, 0))

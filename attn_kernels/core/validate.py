@@ -46,10 +46,18 @@ def check_inputs(
 
 def check_tensors(q: Any, k: Any, v: Any) -> None:
     tensors = isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)
-    if not (tensors and q.dim() == k.dim() == v.dim() == 4):
+    if not (tensors and q.layout is k.layout is v.layout is torch.strided):
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check_dense(name, x)
+    try:
+        q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+    except RuntimeError:  # nested tensors of the strided layout: asking each costs 0.1 us
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check_dense(name, x)
+        raise
+    if not len(q_shape) == len(k_shape) == len(v_shape) == 4:
         for name, x in (("q", q), ("k", k), ("v", v)):
             check_rank(name, x)
-    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     (batch, heads, _, dim), (k_batch, k_heads, k_len, k_dim) = q_shape, k_shape
     if k_batch != batch or k_dim != dim:
         raise ValueError(f"k must have shape [{batch}, *, *, {dim}] like q, got {list(k_shape)}")
@@ -69,9 +77,16 @@ def check_tensors(q: Any, k: Any, v: Any) -> None:
     check_like_q("v", v, q)
 
 
-def check_rank(name: str, x: Any) -> None:
+def check_dense(name: str, x: Any) -> None:
+    """Raise unless `x` is a tensor whose numbers all lie in memory, at strides."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided or x.is_nested:
+        found = "a nested one" if x.is_nested else x.layout
+        raise ValueError(f"{name} must be a dense tensor (torch.strided), got {found}")
+
+
+def check_rank(name: str, x: Tensor) -> None:
     if x.dim() != 4:
         raise ValueError(f"{name} must have shape [batch, heads, length, dim], got {list(x.shape)}")
 
@@ -101,7 +116,7 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, score: Any, query_offset: Any) -> None:
+def check_canvas(q: Tensor, k: Tensor, geometry: Any, score: Any, query_offset: Any) -> None:
     rows, cols = geometry.grid
     for name, x in (("q", q), ("k", k)):
         if x.shape[2] != rows * cols:
@@ -150,8 +165,7 @@ def check_score(q: Tensor, v: Tensor, geometry: Geometry, score: Any) -> None:
                 f"rel_v must have {n_rows} rows like rel_k, got {score.rel_v.shape[1]}"
             )
     if score.q_rel is not None:
-        if not isinstance(score.q_rel, Tensor):
-            raise TypeError(f"q_rel must be a torch.Tensor, got {type(score.q_rel).__name__}")
+        check_dense("q_rel", score.q_rel)
         if score.q_rel.shape != q.shape:
             raise ValueError(
                 f"q_rel must have shape {list(q.shape)} like q, got {list(score.q_rel.shape)}"
@@ -160,8 +174,7 @@ def check_score(q: Tensor, v: Tensor, geometry: Geometry, score: Any) -> None:
 
 
 def check_table(name: str, table: Any, q: Tensor, dim: int) -> None:
-    if not isinstance(table, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(table).__name__}")
+    check_dense(name, table)
     heads = q.shape[1]
     # No `in (1, heads)`: torch.compile finds no number in a tuple of symbolic ints.
     fits = table.dim() == 3 and (table.shape[0] == 1 or table.shape[0] == heads)
@@ -177,6 +190,7 @@ def check_table(name: str, table: Any, q: Tensor, dim: int) -> None:
 def check_per_entry(name: str, value: Any, q: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int tensor, got {type(value).__name__}")
+    check_dense(name, value)
     if value.dtype not in INT_DTYPES:
         raise ValueError(f"{name} must be int64 or int32, got {name_of(value.dtype)}")
     if list(value.shape) != [q.shape[0]]:

@@ -35,6 +35,10 @@ class Attention(Layer):
         scale: of the logits, default head_dim ** -0.5.
         backend: as for `attention`; `set_backend` changes it later.
         device, dtype: of the parameters.
+    Example:
+        >>> layer = Attention(64, 8, kv_heads=2, geometry=Causal(window=32))
+        >>> layer(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -152,7 +156,12 @@ class Attention(Layer):
 
 
 def set_backend(module: nn.Module, backend: str | None) -> nn.Module:
-    """Make every attention layer inside `module` compute with this backend; return `module`."""
+    """Make every attention layer inside `module` compute with this backend; return `module`.
+
+    Example:
+        >>> set_backend(Attention(64, 8), "reference").backend
+        'reference'
+    """
     for layer in module.modules():
         if hasattr(layer, "backend"):
             layer.backend = backend

@@ -30,6 +30,9 @@ class FeedForward(Layer):
         activation: "relu", "gelu" (with erf) or "gelu_tanh" (its approximation, GPT-2's).
         dropout: on the hidden units.
         device, dtype: of the parameters.
+    Example:
+        >>> FeedForward(64, 256, "gelu")(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -69,6 +72,10 @@ class Residual(Layer):
 
     norm="pre"      x + dropout(sublayer(LN(x)))
     norm="post"     LN(x + dropout(sublayer(x)))
+
+    Example:
+        >>> Residual(64)(torch.randn(2, 100, 64), FeedForward(64, 256)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -104,6 +111,10 @@ class TransformerLayer(Layer):
         cross: attention to the context, for decoders.
         norm, dropout, eps: as for `Residual`.
         device, dtype: of the normalisations; the sublayers have their own.
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> layer(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -161,6 +172,11 @@ class TransformerStack(Layer):
         layers: each called like `TransformerLayer`.
         norm, eps: as the layers'.
         device, dtype: of the last normalisation.
+    Example:
+        >>> def layer():
+        ...     return TransformerLayer(Attention(64, 8), FeedForward(64, 256))
+        >>> TransformerStack([layer(), layer()])(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(

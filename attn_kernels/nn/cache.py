@@ -21,6 +21,12 @@ class KeyValueCache:
     tensor from which it was filled is recognised; another one must have the same values, which
     `check_all` checks. After `reorder` the next context is taken for the reordered one if its shape
     is right.
+    Example:
+        >>> layer, cache = Attention(64, 8, geometry=Causal()), KeyValueCache()
+        >>> with torch.no_grad():
+        ...     steps = [layer(x, cache=cache) for x in torch.randn(2, 5, 64).split(1, 1)]
+        >>> cache.length
+        5
     """
 
     def __init__(self) -> None:
@@ -109,7 +115,16 @@ class KeyValueCache:
 
 
 class LayerCache:
-    """What one decoder layer keeps: its own keys and values, and those of the context it reads."""
+    """What one decoder layer keeps: its own keys and values, and those of the context it reads.
+
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> cache = LayerCache()
+        >>> with torch.no_grad():
+        ...     newest = layer(torch.randn(2, 1, 64), cache=cache)
+        >>> cache.own.length
+        1
+    """
 
     def __init__(self) -> None:
         self.own = KeyValueCache()
@@ -117,7 +132,16 @@ class LayerCache:
 
 
 class ModelCache:
-    """The caches of all layers of a decoder."""
+    """The caches of all layers of a decoder.
+
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> decoder, cache = TransformerStack([layer]), ModelCache(layers=1)
+        >>> with torch.no_grad():
+        ...     newest = decoder(torch.randn(2, 1, 64), cache=cache)
+        >>> cache.length
+        1
+    """
 
     def __init__(self, layers: int) -> None:
         self.layers = [LayerCache() for _ in range(layers)]

@@ -24,6 +24,9 @@ class LocalAttention1d(Attention):
     Args:
         block, look_back, look_ahead, causal: as for `Local1d`.
         options: the keywords of `Attention`, geometry excepted.
+    Example:
+        >>> LocalAttention1d(64, 8, block=16, look_back=16)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -56,6 +59,10 @@ class LocalAttention2d(Attention):
     Args:
         block, halo, causal: as for `Local2d`.
         options: the keywords of `Attention`, geometry excepted.
+    Example:
+        >>> layer = LocalAttention2d(64, 8, block=(8, 8), halo=(4, 4))
+        >>> layer(torch.randn(2, 20, 30, 64)).shape
+        torch.Size([2, 20, 30, 64])
     """
 
     def __init__(

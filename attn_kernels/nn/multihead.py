@@ -36,6 +36,13 @@ class MultiheadAttention(Layer):
 
     Args:
         backend: as for `attention`; the others are torch's.
+    Example:
+        >>> theirs = torch.nn.MultiheadAttention(64, 8, batch_first=True)
+        >>> ours = MultiheadAttention(64, 8, batch_first=True)
+        >>> ours.load_state_dict(theirs.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(2, 100, 64)
+        >>> out, weights = ours(x, x, x, need_weights=False, is_causal=True)
     """
 
     # torch's encoder layers ask; not true, they call this layer in place of their own fused path.

@@ -23,6 +23,10 @@ def sinusoids(positions: Tensor, dim: int, form: str = "interleaved") -> Tensor:
 
     The first is the Transformer paper's (arXiv 1706.03762, section 3.5), the second
     Transformer-XL's, the third what tensor2tensor's models were trained with.
+
+    Example:
+        >>> sinusoids(torch.arange(100), 64).shape
+        torch.Size([100, 64])
     """
     check_choice("form", form, FORMS)
     check_count("dim", dim)
@@ -48,6 +52,10 @@ def grid_sinusoids(
 
     The channels are cut in N equal groups of an even size, one for each axis; channels that are
     left over are 0, as in tensor2tensor.
+
+    Example:
+        >>> grid_sinusoids((20, 30), 64).shape
+        torch.Size([20, 30, 64])
     """
     group = dim // (2 * len(shape)) * 2
     if group == 0:
@@ -63,7 +71,12 @@ def grid_sinusoids(
 
 class SinusoidalPositions(Layer):
     """Adds sinusoids to [B, L, dim], or to the cells of [B, rows, cols, ..., dim]. No parameters
-    and no longest sequence."""
+    and no longest sequence.
+
+    Example:
+        >>> SinusoidalPositions(64)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
+    """
 
     def __init__(self, dim: int, form: str = "interleaved") -> None:
         super().__init__()
@@ -88,6 +101,9 @@ class LearnedPositions(Layer):
         max_length, dim: the size of the table.
         std: the standard deviation with which it is drawn.
         device, dtype: of the table.
+    Example:
+        >>> LearnedPositions(512, 64)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(

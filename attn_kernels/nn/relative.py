@@ -32,6 +32,9 @@ class RelativeAttention(Attention):
         geometry: default Causal(); Local1d(block, block) with distances = 2 * block is the paper's
             relative local attention.
         options: the other keywords of `Attention`.
+    Example:
+        >>> RelativeAttention(64, 8, distances=100)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class ShawAttention(Attention):
         values: whether a^V exists; the paper found the key term enough.
         geometry: default Full().
         options: the other keywords of `Attention`.
+    Example:
+        >>> ShawAttention(64, 8, max_distance=16)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -128,6 +134,9 @@ class TransformerXLAttention(Attention):
             "interleaved" (most Conformers).
         geometry: default Causal().
         options: the other keywords of `Attention`.
+    Example:
+        >>> TransformerXLAttention(64, 8)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
