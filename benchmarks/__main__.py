@@ -190,7 +190,7 @@ def action(chosen: argparse.Namespace) -> Callable[[], int]:
         return lambda: on_gpu(chosen)
     cpu = backends()["cpu"]
     if chosen.backend == "cpu" and not cpu.available:
-        sys.exit(f"nothing to measure: {cpu.reason}")
+        sys.exit(f"{cpu.reason}; --backend reference measures without kernels")
     return Run(chosen)
 
 

@@ -24,7 +24,6 @@ NATIVE = {  # by device: the backend that is chosen, and why
 }
 MAX_HEAD_DIM = 512
 MAX_TRITON_HEAD_DIM = 256
-BUILD_COMMAND = "pip install --no-build-isolation ."
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,25 @@ class Backend:
     detail: str = ""
 
 
+def how_to_build() -> str:
+    """The command that brings the compiled library to where this file lies: in a clone Python
+    imports the clone's folder, which would hide what pip installs elsewhere."""
+    root = Path(__file__).parents[2]
+    if (root / "setup.py").exists():
+        return f"run `make build` in {root}"
+    return "run `pip install --no-build-isolation .`"
+
+
 def not_built() -> str:
     """Why there is no compiled library beside this file: an installed copy may have one."""
     here = Path(__file__).parents[1]
     for path in map(Path, sys.path):
         other = (path / here.name).resolve()
         if any(other.glob("_C*.so")):
-            return f"{here} hides the installed {other}: start Python in another folder"
-    return f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+            return (
+                f"{here} hides the installed {other}: {how_to_build()}, or start Python elsewhere"
+            )
+    return f"the C++ extension is not built: {how_to_build()}"
 
 
 class CpuLibrary:
@@ -60,7 +70,7 @@ class CpuLibrary:
         try:
             torch.ops.load_library(paths[0])
         except OSError as error:
-            self.load_error = f"the C++ extension does not load ({error}): run `{BUILD_COMMAND}`"
+            self.load_error = f"the C++ extension does not load ({error}): {how_to_build()}"
             return
         self.c = ctypes.CDLL(str(paths[0]))
         for name in ("isa", "isas", "isa_error"):
