@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from queue import SimpleQueue
 from typing import Any
 
@@ -32,6 +34,17 @@ def serve(pipe: Any) -> None:
         pipe.send((True, result))
 
 
+def start_uninterrupted(process: Any) -> None:
+    """Start a process that Ctrl-C does not reach: a terminal interrupts everything that runs in it,
+    but who started the process ends it. A mask is inherited, and holds before any import."""
+    resource_tracker.ensure_running()  # or process.start() starts it, which unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Worker:
     """A process that runs jobs, replaced after one that fails."""
 
@@ -47,7 +60,7 @@ class Worker:
             context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
             self.pipe, other = context.Pipe()
             self.process = context.Process(target=serve, args=(other,))
-            self.process.start()
+            start_uninterrupted(self.process)
             other.close()
         try:
             self.pipe.send(job)
