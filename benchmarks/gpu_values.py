@@ -168,7 +168,7 @@ def kernel_milliseconds(step: Callable[[], Any], calls: int = 5) -> dict[str, fl
 
 def clocks() -> str:
     """Clocks, power and temperature as nvidia-smi tells them; or nothing."""
-    asked = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
+    asked = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -12,11 +12,7 @@ MUTANTS = [
             new.write_text(json.dumps(self.data, indent=1))
             os.replace(new, self.path)
 """,
-        new="""            with self.path.open("w") as file:
-                for part in json.JSONEncoder(indent=1).iterencode(self.data):
-                    file.write(part)
-                    file.flush()
-""",
+        new="            self.path.write_text(json.dumps(self.data, indent=1))\n",
         tests=f"{TESTS} -k killed",
     ),
     Mutant(
