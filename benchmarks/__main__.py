@@ -203,7 +203,7 @@ def on_gpu(chosen: argparse.Namespace) -> int:
         sys.exit(f"--device cuda: {error}")
     arguments = ["--only", ",".join(chosen.op)]
     arguments += ["--out", str(chosen.out)] if chosen.out else []
-    arguments += ["--budget", str(chosen.budget)] if chosen.budget_given else []
+    arguments += ["--minutes", str(chosen.budget / 60)] if chosen.budget_given else []
     return gpu.main(arguments)
 
 

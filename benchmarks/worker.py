@@ -82,33 +82,37 @@ class Worker:
         """End the process, whatever it does."""
         if self.process is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(5)  # a driver that hangs may not let go of it
             self.pipe.close()
         self.process = self.pipe = None
 
 
-def run_all(jobs: list[Job], processes: int, seconds: Callable[[], float]) -> list[Any]:
-    """The jobs' results in order, several at a time; a JobError stands where one failed.
+def run_all(
+    jobs: list[Job],
+    workers: list[Worker],
+    seconds: Callable[[], float],
+    done: Callable[[int, Any], None] = lambda place, result: None,
+) -> list[Any]:
+    """The jobs' results in order, as many at a time as there are workers; a JobError stands where
+    one failed.
 
-    seconds() is asked when a job starts.
+    seconds() is asked when a job starts; done(place, result) is called when one ends, by its
+    thread.
     """
     idle: SimpleQueue[Worker] = SimpleQueue()
-    workers = [Worker() for _ in range(min(processes, len(jobs)))]
     for worker in workers:
         idle.put(worker)
 
-    def run(job: Job) -> Any:
+    def run(place: int) -> Any:
         worker = idle.get()
         try:
-            return worker.run(job, seconds())
+            result = worker.run(jobs[place], seconds())
         except JobError as error:
-            return error
+            result = error
         finally:
             idle.put(worker)
+        done(place, result)
+        return result
 
-    try:
-        with ThreadPoolExecutor(max(1, len(workers))) as pool:
-            return list(pool.map(run, jobs))
-    finally:
-        for worker in workers:
-            worker.stop()
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        return list(pool.map(run, range(len(jobs))))

@@ -774,7 +774,15 @@ def test_a_failed_measurement_of_memory_is_none(capfd):
 
 
 def test_jobs_keep_their_order():
-    found = run_all([(operator.truediv, 1, x) for x in (1, 0, 2)], 2, lambda: 60)
-    assert found[::2] == [1, 0.5]
-    assert isinstance(found[1], JobError)
-    assert run_all([], 2, lambda: 60) == []
+    """And whoever waits hears of each as it ends."""
+    workers, heard = [Worker(), Worker()], {}
+    try:
+        jobs = [(operator.truediv, 1, x) for x in (1, 0, 2)]
+        found = run_all(jobs, workers, lambda: 60, heard.__setitem__)
+        assert found[::2] == [1, 0.5]
+        assert isinstance(found[1], JobError)
+        assert heard == dict(enumerate(found))
+        assert run_all([], workers, lambda: 60) == []
+    finally:
+        for worker in workers:
+            worker.stop()
