@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 README, DOCS, RESULTS = ROOT / "README.md", ROOT / "docs", ROOT / "benchmarks" / "results"
-FULL_TABLES, PICTURES = DOCS / "results.md", DOCS / "pictures"
+FULL_TABLES, SUPPORT, PICTURES = DOCS / "results.md", DOCS / "support.md", DOCS / "pictures"
 
 
 def recordings(folder: Path = RESULTS) -> list[Recording]:
@@ -38,11 +38,9 @@ def recordings(folder: Path = RESULTS) -> list[Recording]:
 
 def texts(found: list[Recording]) -> dict[Path, str]:
     """Every generated text file as it should be."""
-    parts = {"support": support.table(), "results": summary.section(found)}
-    page = README.read_text()
-    for name, text in parts.items():
-        page = replaced(page, name, text)
-    return {README: page, FULL_TABLES: summary.full_tables(found)}
+    parts = {README: ("results", summary.section(found)), SUPPORT: ("support", support.table())}
+    pages = {page: replaced(page.read_text(), *part) for page, part in parts.items()}
+    return {**pages, FULL_TABLES: summary.full_tables(found)}
 
 
 def replaced(page: str, name: str, text: str) -> str:

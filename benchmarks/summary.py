@@ -1,4 +1,4 @@
-"""Recorded results as README's summary, the page of all tables, and what the pictures show."""
+"""Recorded results as README's summary, the page of all tables, and what its pictures show."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def picture_name(kind: str, recording: Recording) -> str:
 
 
 def pictures(recording: Recording) -> dict[str, list[list[Result]]]:
-    """What README's pictures show: every table's ratios, and how time and memory grow."""
+    """What the pictures show: every table's ratios, and how time and memory grow."""
     shown = {}
     groups = [g for g in grouped(recording.results).values() if trusted(g)]
     if groups:
@@ -105,14 +105,11 @@ def overview(recording: Recording) -> list[str]:
     return markdown_table(head, rows)
 
 
-def scaling_table(recording: Recording, only_shown: bool) -> list[str]:
-    """The exponents of every sweep, or of those that README's pictures show."""
-    shown = [r[0] for kind, r in pictures(recording).items() if kind.startswith("scaling")]
+def scaling_table(recording: Recording) -> list[str]:
+    """The exponents of every sweep."""
     rows = []
     for results in swept(recording.results).values():
         first = results[0]
-        if only_shown and results not in shown:
-            continue
         what = f"{first.op}, {first.dtype}, {DIRECTIONS[first.direction]}"
         values = sorted(r.value for r in results)
         for name, (time, memory) in fits(results).items():
@@ -121,17 +118,26 @@ def scaling_table(recording: Recording, only_shown: bool) -> list[str]:
     return markdown_table(["sweep", "from, to", "who", "time", "memory"], rows) if rows else []
 
 
+def headline(recording: Recording) -> list[str]:
+    """One row per operation on one thread: the columns are dtypes and directions."""
+    groups = grouped(recording.results)
+    columns = [(dtype, way) for dtype in ("float32", "bfloat16") for way in ("forward", "backward")]
+    rows = []
+    for op in dict.fromkeys(key[0] for key in groups):
+        found = [groups.get((op, *column, 1), []) for column in columns]
+        every = [r for results in found for r in results]
+        rows.append([op, *map(ratio_cell, found), peers_cell(every)])
+    head = [f"{dtype}, {DIRECTIONS[way]}" for dtype, way in columns]
+    return markdown_table(["operation", *head, "best peer"], rows)
+
+
 def section(found: list[Recording]) -> str:
-    """README's results: a summary for each device, with pictures."""
+    """README's results: a few lines for each device."""
     lines = []
     for recording in found:
-        device = recording.environment["device"]
-        lines += [f"**{device}**, from {'; '.join(recording.environment['files'])}.", ""]
-        lines += overview(recording)
-        for kind in pictures(recording):
-            path = f"docs/pictures/{picture_name(kind, recording)}"
-            lines += [f"![{kind} on {device}]({path})", ""]
-        lines += scaling_table(recording, only_shown=True)
+        environment = recording.environment
+        measured = f"torch {environment['torch']}, {environment['date'][:10]}"
+        lines += [f"**{environment['device']}**, one thread, {measured}.", "", *headline(recording)]
     return "\n".join(lines)
 
 
@@ -149,10 +155,13 @@ def full_tables(found: list[Recording]) -> str:
     for recording in found:
         lines += [f"## {recording.environment['device']}", ""]
         lines += [f"- {text}" for text in recording.environment["files"]]
-        lines.append("")
+        lines += ["", "### Summary", "", *overview(recording)]
+        for kind in pictures(recording):
+            title = f"{kind} on {recording.environment['device']}"
+            lines += [f"![{title}](pictures/{picture_name(kind, recording)})", ""]
         for results in grouped(recording.results).values():
             lines += full_table(results)
-        if sweeps := scaling_table(recording, only_shown=False):
+        if sweeps := scaling_table(recording):
             lines += ["### Scaling", "", SCALING, "", *sweeps]
     return "\n".join(lines)
 

@@ -206,8 +206,6 @@ MESSAGES = [
     (lambda: Local2d((4, 4), (0, 2), (1, 1)), ValueError, "Local2d: block must be at least 1, got 0"),
     (lambda: Local2d((4, 4), (2, 2), (1, 1.0)), TypeError, "Local2d: halo must be an int, got float"),
     (lambda: Local2d((4, 4), (2, 2), (1, 1), "no"), TypeError, "Local2d: causal must be a bool, got str"),
-    (lambda: list(Local2d((4, 4), (2, 2), (1, 1)).key_runs(3, 5, 16)), ValueError,
-     "Local2d: [3, 5) must lie inside one block"),
     # patterns
     (lambda: Pattern(torch.ones(9, 9, dtype=torch.bool)), TypeError,
      "Pattern: make one by Pattern.from_mask(mask) or Pattern.from_function(function, q_len, k_len), got Tensor"),

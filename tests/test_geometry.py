@@ -9,7 +9,7 @@ import torch
 from common import scan_key, sees
 
 from attn_kernels import Causal, Full, Local1d, Local2d
-from attn_kernels.core.geometry import Geometry, Run
+from attn_kernels.core.geometry import Geometry
 
 ONE_DIMENSIONAL = [
     Full(),
@@ -31,25 +31,6 @@ TWO_DIMENSIONAL = [
     for grid, block, halo, causal in product(GRIDS, BLOCKS, HALOS, (False, True))
 ]
 LENGTHS = [(1, 1), (7, 7), (20, 20), (1, 20), (9, 20), (20, 9)]
-TILES = [1, 3, 8, 32]
-
-
-def tiles(stop: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, stop)) for start in range(0, stop, size)]
-
-
-def check_runs(runs: list[Run], seen: list[set[int]], first: int = 0) -> None:
-    """Runs cover exactly what is seen, ascend, never overlap or are empty, and `full` is no lie.
-
-    seen: for each member of the tile, what it sees.
-    """
-    covered = [x for run in runs for x in range(run.start, run.stop)]
-    assert all(run.start < run.stop for run in runs)
-    assert covered == sorted(set().union(*seen))
-    assert all(x >= first for x in covered)
-    for run in runs:
-        if run.full:
-            assert all(set(range(run.start, run.stop)) <= each for each in seen)
 
 
 def scan_order(geometry: Local2d) -> list[int]:
@@ -115,77 +96,6 @@ def test_span(geometry: Geometry) -> None:
         assert first >= before[0]
         assert stop >= before[1]
         before = first, stop
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("geometry", ONE_DIMENSIONAL, ids=repr)
-def test_key_runs(geometry: Geometry, tile: int) -> None:
-    """A tile of queries visits exactly the keys that one of its queries sees."""
-    for (q_len, k_len), extra in product(LENGTHS, (0, -25, -3, 4)):
-        offset = k_len - q_len + extra
-        for start, stop in tiles(q_len, tile):
-            start, stop = start + offset, stop + offset
-            seen = [{j for j in range(k_len) if sees(geometry, p, j)} for p in range(start, stop)]
-            check_runs(list(geometry.key_runs(start, stop, k_len)), seen)
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("geometry", ONE_DIMENSIONAL, ids=repr)
-def test_query_runs(geometry: Geometry, tile: int) -> None:
-    """A tile of keys is visited by exactly the queries that see one of its keys."""
-    for (q_len, k_len), extra in product(LENGTHS, (0, -25, -3, 4)):
-        offset = k_len - q_len + extra
-        queries = range(offset, offset + q_len)
-        for start, stop in tiles(k_len, tile):
-            seen = [{p for p in queries if sees(geometry, p, j)} for j in range(start, stop)]
-            runs = list(geometry.query_runs(start, stop, queries.start, queries.stop))
-            check_runs(runs, seen, queries.start)
-
-
-@pytest.mark.parametrize("tile", [1, 3, 100])
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_key_runs_2d(grid: tuple[int, int], tile: int) -> None:
-    """A tile of a block, in scan order, visits exactly the keys that one of its queries sees, and
-    key_lengths (keys in raster order) cut the runs."""
-    for geometry in (x for x in TWO_DIMENSIONAL if x.grid == grid):
-        cells = grid[0] * grid[1]
-        order = scan_order(geometry)
-        keys_of = {p: {j for j in range(cells) if sees(geometry, p, j)} for p in order}
-        first = 0
-        for block in geometry.blocks():
-            for (start, stop), k_len in product(tiles(block.cells, tile), (cells, cells // 2)):
-                seen = [
-                    {j for j in keys_of[p] if j < k_len}
-                    for p in order[first + start : first + stop]
-                ]
-                check_runs(list(geometry.key_runs(first + start, first + stop, k_len)), seen)
-            first += block.cells
-        assert first == cells
-
-
-@pytest.mark.parametrize("tile", [1, 3, 100])
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_query_runs_2d(grid: tuple[int, int], tile: int) -> None:
-    """A tile of keys is visited by exactly the queries, in scan order, that see one of its keys."""
-    for geometry in (x for x in TWO_DIMENSIONAL if x.grid == grid):
-        cells = grid[0] * grid[1]
-        order = scan_order(geometry)
-        queries_of = [
-            {rank for rank, p in enumerate(order) if sees(geometry, p, j)} for j in range(cells)
-        ]
-        for (start, stop), (q_start, q_stop) in product(
-            tiles(cells, tile), ((0, cells), (cells // 3, cells - 1))
-        ):
-            inside = set(range(q_start, q_stop))
-            seen = [queries_of[j] & inside for j in range(start, stop)]
-            check_runs(list(geometry.query_runs(start, stop, q_start, q_stop)), seen, q_start)
-
-
-def test_a_tile_of_two_blocks_is_an_error() -> None:
-    """A tile shares its keys, so it must not reach into the next block."""
-    geometry = Local2d(grid=(4, 4), block=(2, 2), halo=(1, 1))
-    with pytest.raises(ValueError, match=r"^Local2d: \[2, 6\) must lie inside one block$"):
-        list(geometry.key_runs(2, 6, 16))
 
 
 @pytest.mark.parametrize("geometry", ONE_DIMENSIONAL, ids=repr)

@@ -155,35 +155,18 @@ def test_tiles_are_a_constant_of_a_compiled_graph() -> None:
 
 @pytest.mark.parametrize("mask", MASKS, ids=mask_id)
 def test_what_is_compiled_is_the_mask(mask: Tensor) -> None:
-    """Pair by pair, by rows, by runs and by numbers; from the mask and from a function."""
+    """Pair by pair and by numbers; from the mask and from a function."""
     q_len, k_len = mask.shape
     pattern = Pattern.from_mask(mask)
     assert pattern == Pattern.from_function(lambda i, j: mask[i, j], q_len, k_len)
     i, j = torch.arange(-2, q_len + 2).unsqueeze(1), torch.arange(-1, k_len + 3)
     padded = torch.nn.functional.pad(mask, (1, 3, 2, 2))
     assert torch.equal(pattern.visible(i, j), padded)
-    assert torch.equal(pattern.rows(0, q_len), mask)
     start, stop = q_len // 3, q_len // 2
-    assert torch.equal(pattern.rows(start, stop), mask[start:stop])
     length = k_len * 2 // 3
     assert pattern.visible_pairs(stop - start, length, start) == mask[start:stop, :length].sum()
     assert pattern.visible_pairs(q_len + 5, k_len, -2) == mask.sum()
     assert pattern.visible_pairs(9, k_len, -9) == pattern.visible_pairs(9, k_len, q_len) == 0
-    k_start = max(length - 2, 0)
-    for runs, first, seen in (
-        (pattern.key_runs(start, stop, length), 0, mask[start:stop, :length]),
-        (
-            pattern.query_runs(k_start, length, start, stop),
-            start,
-            mask[start:stop, k_start:length].T,
-        ),
-    ):
-        found = torch.zeros(seen.shape[1], dtype=torch.long)
-        for run in runs:
-            assert first <= run.start < run.stop <= first + len(found)
-            assert not found[run.start - first : run.stop - first].any()
-            found[run.start - first : run.stop - first] = 2 if run.full else 1
-        assert torch.equal(found, seen.any(0).long() + (seen.all(0) & seen.any(0)))
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=mask_id)
@@ -265,11 +248,9 @@ def test_whatever_the_default_device() -> None:
         found = Pattern.from_function(scattered, 100, 150)
         tiles = tile_table(found, torch.device("cpu"))
         pairs = found.visible_pairs(50, 100, 20)
-        runs = list(found.key_runs(10, 90, 120))
     assert found == expected
     assert tiles.tolist() == tile_table.__wrapped__(expected, torch.device("cpu")).tolist()
     assert pairs == expected.visible_pairs(50, 100, 20)
-    assert runs == list(expected.key_runs(10, 90, 120))
 
 
 def test_patterns_are_values() -> None:

@@ -1,4 +1,4 @@
-"""Geometries: which keys a query may see, and which runs of keys a tile of queries has to visit.
+"""Geometries: which keys a query may see.
 
 A *position* is an index into the keys' sequence. Query i stands at position i + query_offset. In
 two dimensions a position is a raster index, row * cols + col.
@@ -6,7 +6,6 @@ two dimensions a position is a raster index, row * cols + col.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -16,14 +15,6 @@ from torch import Tensor
 
 FARTHEST = 2**60  # sums of a few such distances still are 64-bit numbers
 UNLIMITED = 2 * FARTHEST  # a window that holds all keys before any position
-
-
-class Run(NamedTuple):
-    """Consecutive positions [start, stop). full: every pair of the tile and the run is visible."""
-
-    start: int
-    stop: int
-    full: bool
 
 
 def check_count(owner: str, name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -95,14 +86,6 @@ class Geometry:
         """Whether the query at q_pos may see the key at k_pos. Ints or broadcastable tensors."""
         raise NotImplementedError
 
-    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
-        """Runs of the keys that some query of positions [q_start, q_stop) sees."""
-        raise NotImplementedError
-
-    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
-        """Runs of the query positions in [q_start, q_stop) that see a key of [k_start, k_stop)."""
-        raise NotImplementedError
-
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         """Number of visible (query, key) pairs: what useful operations are counted by."""
         raise NotImplementedError
@@ -115,40 +98,9 @@ class SpanGeometry(Geometry):
         """The keys [first, stop) of the query at q_pos, not yet clipped to the sequence."""
         raise NotImplementedError
 
-    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
-        (first, full_stop), (full_first, stop) = self.span(q_start), self.span(q_stop - 1)
-        first, stop = max(first, 0), min(stop, k_len)
-        yield from split_run(first, stop, full_first, full_stop)
-
-    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
-        queries = range(q_start, q_stop)
-
-        def reaches(key: int) -> int:  # first query whose span ends behind `key`
-            return q_start + bisect_left(queries, key + 1, key=lambda p: self.span(p)[1])
-
-        def passed(key: int) -> int:  # first query whose span starts behind `key`
-            return q_start + bisect_left(queries, key + 1, key=lambda p: self.span(p)[0])
-
-        yield from split_run(
-            reaches(k_start), passed(k_stop - 1), reaches(k_stop - 1), passed(k_start)
-        )
-
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         spans = (self.span(i + query_offset) for i in range(q_len))
         return sum(max(0, min(stop, k_len) - max(first, 0)) for first, stop in spans)
-
-
-def split_run(start: int, stop: int, full_start: int, full_stop: int) -> Iterator[Run]:
-    """[start, stop) cut into a partial, a full and a partial run; empty runs are left out."""
-    full_start = min(max(full_start, start), stop)
-    full_stop = min(max(full_stop, full_start), stop)
-    for run in (
-        Run(start, full_start, False),
-        Run(full_start, full_stop, True),
-        Run(full_stop, stop, False),
-    ):
-        if run.start < run.stop:
-            yield run
 
 
 @dataclass(frozen=True)
@@ -168,14 +120,6 @@ class Full(SpanGeometry):
 
     def visible(self, q_pos: Any, k_pos: Any) -> Any:
         return (q_pos == q_pos) & (k_pos == k_pos)
-
-    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
-        if k_len > 0:
-            yield Run(0, k_len, True)
-
-    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
-        if q_start < q_stop:
-            yield Run(q_start, q_stop, True)
 
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         return q_len * k_len
@@ -350,57 +294,17 @@ class Local2d(Geometry):
             for left in range(0, cols, bw):
                 yield Block(top, left, min(top + bh, rows), min(left + bw, cols))
 
-    def block_keys(self, block: Block) -> Iterator[Run]:
-        """What the block's queries see. If causal, each sees its own block only up to itself: those
-        runs are not full."""
-        (rows, cols), (hh, hw) = self.grid, self.halo
-        first_row = max(block.top - hh, 0)
-        last_row = block.bottom if self.causal else min(block.bottom + hh, rows)
-        first_col, last_col = max(block.left - hw, 0), min(block.right + hw, cols)
-        for row in range(first_row, last_row):
-            start = row * cols
-            if self.causal and row >= block.top:
-                if first_col < block.left:
-                    yield Run(start + first_col, start + block.left, True)
-                yield Run(start + block.left, start + block.right, block.cells == 1)
-            else:
-                yield Run(start + first_col, start + last_col, True)
-
-    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
-        """As in one dimension, with queries in scan order. A tile is one block or part of one."""
-        first = 0
-        for block in self.blocks():
-            if first <= q_start and q_stop <= first + block.cells:
-                own_stop = q_stop - first
-                for start, stop, full in self.block_keys(block):
-                    if self.causal and not full:
-                        row = start // self.grid[1] - block.top
-                        stop = min(stop, start + max(0, own_stop - row * block.width))
-                    if start < min(stop, k_len):
-                        yield Run(start, min(stop, k_len), full)
-                return
-            first += block.cells
-        raise ValueError(f"Local2d: [{q_start}, {q_stop}) must lie inside one block")
-
-    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
-        """As in one dimension, with queries counted in scan order and keys by position."""
-        first = 0
-        for block in self.blocks():
-            seen_from = block.cells
-            for start, stop, full in self.block_keys(block):
-                if max(start, k_start) < min(stop, k_stop):
-                    from_query = 0 if full else self.order(max(start, k_start)) - first
-                    seen_from = min(seen_from, from_query)
-            yield from split_run(
-                max(first + seen_from, q_start), min(first + block.cells, q_stop), 0, 0
-            )
-            first += block.cells
-
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
+        (rows, cols), (halo_rows, halo_cols) = self.grid, self.halo
         pairs = 0
         for block in self.blocks():
-            runs = list(self.block_keys(block))
-            pairs += block.cells * sum(run.stop - run.start for run in runs)
-            if self.causal:
-                pairs -= block.cells * (block.cells - 1) // 2
+            top, bottom = max(block.top - halo_rows, 0), min(block.bottom + halo_rows, rows)
+            left, right = max(block.left - halo_cols, 0), min(block.right + halo_cols, cols)
+            if not self.causal:
+                pairs += block.cells * (bottom - top) * (right - left)
+                continue
+            # Everything above the block and, in its rows, to its left: earlier in the scan, whole.
+            before = (block.top - top) * (right - left)
+            before += (block.bottom - block.top) * (block.left - left)
+            pairs += block.cells * before + block.cells * (block.cells + 1) // 2
         return pairs

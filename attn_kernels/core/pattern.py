@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, ClassVar, ParamSpec, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .geometry import Geometry, Run, check_count
+from .geometry import Geometry, check_count
 from .tracing import by_values
 
 P = ParamSpec("P")
@@ -182,21 +182,6 @@ class Pattern(Geometry):
         word = torch.where(place < 0, -1, word)
         return torch.where(inside, word, 0)
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """[stop - start, k_len] bool: what some consecutive queries see."""
-        if self.n_runs == 0:
-            return torch.zeros(stop - start, self.k_len, dtype=torch.bool, device="cpu")
-        first = start // GROUP
-        queries = torch.arange(start, stop, device="cpu")
-        words = self.words(first, group_count(stop))
-        return (words[queries // GROUP - first] >> (queries % GROUP).unsqueeze(1) & 1).bool()
-
-    def key_runs(self, q_start: int, q_stop: int, k_len: int) -> Iterator[Run]:
-        yield from runs_of(self.rows(q_start, q_stop)[:, :k_len], 0)
-
-    def query_runs(self, k_start: int, k_stop: int, q_start: int, q_stop: int) -> Iterator[Run]:
-        yield from runs_of(self.rows(q_start, q_stop)[:, k_start:k_stop].T, q_start)
-
     @on_cpu
     def visible_pairs(self, q_len: int, k_len: int, query_offset: int) -> int:
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
@@ -296,14 +281,3 @@ def group_runs(words: Tensor, full: int, place: int) -> tuple[Tensor, Tensor]:
     n_words = torch.where(kind == 1, count, 0)
     places = torch.where(kind == 1, place + n_words.cumsum(0) - n_words, -1)
     return torch.stack([start, stop, count.cumsum(0) - count, places], 1), kept
-
-
-def runs_of(seen: Tensor, first: int) -> Iterator[Run]:
-    """Runs of the columns that some row sees; `first` is the position of column 0."""
-    kinds = (seen.any(0).long() + seen.all(0)).tolist() if seen.numel() else []
-    start = 0
-    for stop in range(1, len(kinds) + 1):
-        if stop == len(kinds) or kinds[stop] != kinds[start]:
-            if kinds[start]:
-                yield Run(first + start, first + stop, kinds[start] == 2)
-            start = stop
