@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 
-def by_values(reason: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def by_values(reason: str) -> Callable[[Function], Function]:
     """What the function returns is decided by tensors' values, which a graph does not have.
     torch.compile breaks its graph there; fullgraph=True and torch.export give the reason; in a
     trace of torch.jit it is a constant."""
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Function) -> Function:
         untraced = None
 
         def real(*args: Any, **options: Any) -> Any:
@@ -24,12 +27,13 @@ def by_values(reason: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
                 raise RuntimeError(reason)
             if not torch.jit.is_tracing():
                 return function(*args, **options)
-            state = torch._C._get_tracing_state()
-            torch._C._set_tracing_state(None)
+            torch_c: Any = torch._C  # whose stubs lack the second of these
+            state = torch_c._get_tracing_state()
+            torch_c._set_tracing_state(None)
             try:
                 return function(*args, **options)
             finally:
-                torch._C._set_tracing_state(state)
+                torch_c._set_tracing_state(state)
 
         @wraps(function)
         def wrapped(*args: Any, **options: Any) -> Any:
@@ -40,9 +44,10 @@ def by_values(reason: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             return (untraced or real)(*args, **options)
 
         # What torch.compiler.disable would set: nobody inlines the function.
-        wrapped._torchdynamo_disable = True
-        wrapped._torchdynamo_disable_msg = reason
-        return wrapped
+        marks: Any = wrapped
+        marks._torchdynamo_disable = True
+        marks._torchdynamo_disable_msg = reason
+        return marks
 
     return decorate
 

@@ -27,7 +27,7 @@ MUTANTS = [
     Mutant(
         "the compiler may look into what is decided by values",
         file="attn_kernels/core/tracing.py",
-        old="wrapped._torchdynamo_disable = True",
+        old="marks._torchdynamo_disable = True",
         new="wrapped._torchdynamo_disable = False",
         tests="tests/test_torch.py -k compile_a_pattern",
     ),
