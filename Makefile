@@ -1,8 +1,8 @@
-# make test | bench | record | readme | docs | build | lint | format | sanitize | symbols | wheel-check
-#   | fake-gpu | clean
+# make build | quick | test | bench | lint | format | docs | record | readme | sanitize | symbols
+#   | wheel-check | fake-gpu | clean
 #
 # Where $(PYTHON) has torch >= 2.11, that environment is used as it is: nothing is installed in it.
-# Elsewhere .venv is made once, from requirements/dev.txt.
+# Elsewhere, and where it is .venv, each target installs in .venv what it needs: tools/environment.py.
 
 PYTHON ?= python3
 TEST_ARGS ?=
@@ -10,50 +10,33 @@ TEST_ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BENCH_ARGS ?=
 
-VENV := .venv
-HAS_TORCH := $(shell $(PYTHON) tools/environment.py has-torch 2>/dev/null)
-ifeq ($(HAS_TORCH),yes)
-  RUN := $(PYTHON)
-  ENVIRONMENT := check-tools
-  SPHINX := check-docs
-else
-  RUN := $(VENV)/bin/python
-  ENVIRONMENT := $(VENV)/.complete
-endif
+RUN := $(shell $(PYTHON) tools/environment.py python)
+NEED := @$(PYTHON) tools/environment.py need
 
-.PHONY: test bench record readme docs build testing-build lint format sanitize symbols wheel-check \
-  fake-gpu clean check-tools check-docs
+.PHONY: build testing-build quick test bench record readme docs lint format sanitize symbols \
+  wheel-check fake-gpu clean
 .DELETE_ON_ERROR:
-
-# --- Environment ---
-
-check-tools check-docs: check-%:
-	@$(PYTHON) tools/environment.py check-tools $*
-
-$(VENV)/.complete: $(wildcard requirements/*.txt)
-	$(PYTHON) tools/environment.py check-python
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	@touch $@
 
 # --- Build, test, measure ---
 
-# The compiler's commands go to build/log; what it warns of is shown.
-BUILD = mkdir -p build && \
-  if $(RUN) setup.py --quiet build_ext --inplace >build/log 2>&1; \
-  then grep -E 'warning:|^attn_kernels:' build/log || true; \
-  else cat build/log; exit 1; fi
+build:
+	$(NEED) torch build
+	@$(RUN) tools/build.py
 
-build: $(ENVIRONMENT)
-	@echo "building attn_kernels"; $(BUILD)
+testing-build:
+	$(NEED) torch build test
+	@$(RUN) tools/build.py --testing
 
-testing-build: $(ENVIRONMENT)
-	@echo "building attn_kernels and attn_kernels._testing"; export ATTN_KERNELS_TESTING=1; $(BUILD)
+# Some cases of each test, in less than two minutes.
+quick: testing-build
+	$(RUN) -m pytest -n $(JOBS) --quick $(TEST_ARGS)
 
 test: testing-build
+	$(NEED) test --also bench docs examples
 	$(RUN) -m pytest -n $(JOBS) $(TEST_ARGS)
 
 bench: build
+	$(NEED) build --also bench
 	$(RUN) -m benchmarks $(BENCH_ARGS)
 
 # Every operation, shape and sweep into benchmarks/results/, which takes hours, then README from it.
@@ -63,16 +46,19 @@ RECORD_BUDGET ?= 1
 RECORD_ARGS ?=
 
 record: build
+	$(NEED) bench
 	$(RUN) -m benchmarks --full --dtype float32,bfloat16 --sweep all --threads $(RECORD_THREADS) \
 	  --budget $(RECORD_BUDGET) --save benchmarks/results $(RECORD_ARGS)
 	$(RUN) -m benchmarks.readme
 
 # What README and docs/ hold of recorded results and of the code.
 readme: build
+	$(NEED) bench
 	$(RUN) -m benchmarks.readme
 
 # Pages in build/docs; a warning is an error.
-docs: $(ENVIRONMENT) $(SPHINX)
+docs:
+	$(NEED) torch docs
 	$(RUN) -m sphinx -q -W -d build/doctrees docs build/docs
 	@echo "open build/docs/index.html"
 
@@ -82,12 +68,14 @@ CPP_FILES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.c' -o -na
   -o -name '*.inc' -o -name '*.cu')
 CLANG_FORMAT = $(RUN) -c 'import clang_format; clang_format.clang_format()'
 
-lint: $(ENVIRONMENT)
+lint:
+	$(NEED) tools
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	@$(CLANG_FORMAT) --dry-run --Werror $(CPP_FILES)
 
-format: $(ENVIRONMENT)
+format:
+	$(NEED) tools
 	$(RUN) -m ruff check --fix-only .
 	$(RUN) -m ruff format .
 	$(CLANG_FORMAT) -i $(CPP_FILES)
@@ -97,7 +85,8 @@ symbols: build
 	$(RUN) tools/check_symbols.py
 
 # The wheel, installed in an environment of its own, works away from this folder.
-wheel-check: $(ENVIRONMENT)
+wheel-check:
+	$(NEED) torch build
 	$(RUN) tools/check_wheel.py
 
 # A Python with the CUDA build of torch and no GPU: tests/fake_gpu/README.md.
@@ -138,4 +127,4 @@ $(eval $(call SANITIZER,thread))
 
 clean:
 	rm -rf build dist *.egg-info attn_kernels/*.so .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent.resolve()
-INSTALL = "pip install --no-build-isolation ."
+INSTALL = "pip install --no-build-isolation -e ."
 MIN_TORCH = (2, 11)
 
 # Sources by group. Paths are relative to this folder: setuptools refuses absolute ones.
@@ -68,7 +68,7 @@ def import_build_tools():
         stop(
             f"building the C++ kernels needs torch, and this build cannot import it ({error}).\n"
             f"  With torch installed, run:    {INSTALL}\n"
-            "  Without the C++ kernels, run: ATTN_KERNELS_CPU=0 pip install ."
+            "  Without the C++ kernels, run: ATTN_KERNELS_CPU=0 pip install -e ."
         )
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < MIN_TORCH:
@@ -79,23 +79,32 @@ def import_build_tools():
 def compile_flags() -> list[str]:
     # -g0, -fno-lto and -fno-wrapv undo what a Python may have been built with. There is no -march:
     # each file of csrc/cpu picks its instruction set, and the library runs on any CPU.
-    common = ["-fvisibility=hidden", "-Wall", "-Wno-psabi", "-fno-lto", "-fno-wrapv"]
+    # -Wno-uninitialized: GCC 12 finds fault with its own intrinsics (its bug 105593).
+    common = ["-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-uninitialized"]
+    common += ["-fno-lto", "-fno-wrapv"]
     if is_set("DEBUG"):
         return [*common, "-O0", "-g"]
     return [*common, "-O3", "-g0", "-fno-math-errno"]
 
 
+def system_headers(folders: list[str]) -> list[str]:
+    """Flags for the headers of others, of which the compiler is not to warn."""
+    return [word for folder in folders for word in ("-isystem", folder)]
+
+
 def library(cpp_extension) -> Extension:
     """The kernels and their binding on torch's stable ABI: no Python in it, torch loads it."""
-    return cpp_extension.CppExtension(
+    extension = cpp_extension.CppExtension(
         "attn_kernels._C",
         sources=BINDING + CPU,
         depends=HEADERS,
-        include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=[*compile_flags(), "-DTORCH_TARGET_VERSION=0x020b000000000000"],
         extra_link_args=["-fno-lto"],
         py_limited_api=True,
     )
+    extension.extra_compile_args += system_headers(extension.include_dirs)  # those of torch
+    extension.include_dirs = [str(ROOT / "csrc")]
+    return extension
 
 
 def testing_module() -> Extension:
@@ -108,8 +117,8 @@ def testing_module() -> Extension:
         "attn_kernels._testing",
         sources=TESTING,
         depends=HEADERS,
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
-        extra_compile_args=compile_flags(),
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=[*compile_flags(), *system_headers([pybind11.get_include()])],
         extra_link_args=["-fno-lto"],
         language="c++",
     )
@@ -118,6 +127,12 @@ def testing_module() -> Extension:
 def build_command(cpp_extension) -> type:
     class Build(cpp_extension.BuildExtension):
         """One ninja folder per extension: they compile the same files with other flags."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            if self.editable_mode:  # pip's is temporary: `make` goes on from what was compiled
+                tag = f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+                self.build_temp = os.path.join("build", tag)
 
         def build_extension(self, ext: Extension) -> None:
             build_temp = self.build_temp

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .core.geometry import Geometry, check_count, check_geometry, check_pair
+from .core.geometry import Geometry, Local2d, check_count, check_geometry, check_pair
 from .core.pattern import CELL, GROUP, Pattern, on_cpu
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ def plot(
 
     Returns:
         a matplotlib Figure. It needs no display.
+
+    Example:
+        >>> figure = plot(Local1d(16, 16), 64, query=40)
+        >>> figure.axes[0].get_xlabel()
+        'key'
     """
     check_geometry(geometry)
     q_len, k_len, grid = lengths(geometry, q_len, k_len, grid)
@@ -70,6 +75,7 @@ def plot(
         check_pair("plot", "tile", tile, 1)
         draw_pairs(axes, geometry, q_len, k_len, query_offset, tile, query)
     else:
+        assert query is not None  # a canvas has one by default
         draw_canvas(axes, geometry, k_len, grid, query, query_offset)
     if path is not None:
         save(figure, Path(path))
@@ -80,7 +86,7 @@ def lengths(
     geometry: Geometry, q_len: Any, k_len: Any, grid: Any
 ) -> tuple[int, int, tuple[int, int] | None]:
     """The lengths to draw, and the canvas if there is one."""
-    if geometry.two_dimensional:
+    if isinstance(geometry, Local2d):
         if any(x is not None for x in (q_len, k_len, grid)):
             raise ValueError(
                 "q_len, k_len and grid must be None under Local2d, which has its own,"
@@ -109,7 +115,7 @@ def index_of_query(query: Any, q_len: int, grid: tuple[int, int] | None) -> int 
     """The query to mark as an index."""
     if query is None:
         return None if grid is None else min(grid[0] // 2 * grid[1] + grid[1] // 2, q_len - 1)
-    if isinstance(query, tuple):
+    if isinstance(query, (tuple, list)):
         check_pair("plot", "query", query, 0)
         if grid is None or query[0] >= grid[0] or query[1] >= grid[1]:
             raise ValueError(f"query must be an index or a cell of the canvas {grid}, got {query}")
@@ -132,7 +138,8 @@ def new_figure(title: str) -> tuple[Figure, Axes]:
     axes.xaxis.set_label_position("top")
     axes.xaxis.tick_top()
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        locator: Any = axis.get_major_locator()
+        locator.set_params(integer=True)
     return figure, axes
 
 
@@ -194,7 +201,7 @@ def draw_canvas(
     draw_lines(axes, range(rows), range(cols))
     row, col = divmod(query, cols)
     shown = {"seen": COLOURS[FULL], "not seen": COLOURS[EMPTY]}
-    if geometry.two_dimensional:
+    if isinstance(geometry, Local2d):
         block = next(b for b in geometry.blocks() if row < b.bottom and col < b.right)
         draw_box(axes, block.top, block.left, block.bottom - block.top, block.width)
     if query < rows * cols:
@@ -224,8 +231,8 @@ def draw_lines(axes: Axes, rows: range, cols: range) -> None:
 def draw_box(axes: Axes, top: int, left: int, height: int, width: int, **style: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    style = {"fill": False, "linewidth": 1.5, "edgecolor": "black"} | style
-    axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, **style))
+    default: dict[str, Any] = {"fill": False, "linewidth": 1.5, "edgecolor": "black"}
+    axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, **(default | style)))
 
 
 def legend(axes: Axes, colours: dict[str, str]) -> None:

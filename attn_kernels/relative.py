@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -12,6 +12,32 @@ from .core.validate import check_window
 from .score.relative import Relative
 
 
+# fmt: off
+@overload
+def relative_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, *, rel_v: Tensor | None = ...,
+    q_rel: Tensor | None = ..., causal: bool = ..., window: int | None = ..., beyond: str = ...,
+    rel_scale: float | None = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def relative_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, *, rel_v: Tensor | None = ...,
+    q_rel: Tensor | None = ..., causal: bool = ..., window: int | None = ..., beyond: str = ...,
+    rel_scale: float | None = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def relative_attention(
+    q: Tensor, k: Tensor, v: Tensor, rel_k: Tensor, *, rel_v: Tensor | None = ...,
+    q_rel: Tensor | None = ..., causal: bool = ..., window: int | None = ..., beyond: str = ...,
+    rel_scale: float | None = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: bool, backend: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
 def relative_attention(
     q: Tensor,
     k: Tensor,
@@ -24,8 +50,12 @@ def relative_attention(
     window: int | None = None,
     beyond: str = "clip",
     rel_scale: float | None = None,
-    **options: Any,
-):
+    scale: float | None = None,
+    key_lengths: Tensor | None = None,
+    query_offset: int | Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """out_i = sum_j softmax_j(scale * q_i . k_j + rel_scale * q_rel_i . rel_k[row(j - p_i)]) v_j.
 
     Music Transformer (causal, one row per distance), Shaw et al. (rel_v, beyond="clip"),
@@ -40,10 +70,21 @@ def relative_attention(
         window: how many keys a query sees, itself included; needs causal.
         beyond: offsets beyond the table use the nearest row ("clip") or add nothing ("zero").
         rel_scale: default scale.
-        options: scale, key_lengths, query_offset, return_lse, backend, as for `attention`.
+        scale, key_lengths, query_offset, return_lse, backend: as for `attention`.
     Returns:
-        [B, H, Lq, Dv] in q's dtype.
+        [B, H, Lq, Dv] in q's dtype, and with return_lse also lse [B, H, Lq].
+    Example:
+        >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+        >>> rel_k = torch.randn(8, 100, 64, requires_grad=True)  # one row per distance and head
+        >>> out = relative_attention(q, k, v, rel_k)
+        >>> out.sum().backward()
+        >>> rel_k.grad.shape
+        torch.Size([8, 100, 64])
     """
     check_window(causal, window)
     geometry = Causal(window) if causal else Full()
-    return attention(q, k, v, geometry, Relative(rel_k, rel_v, q_rel, beyond, rel_scale), **options)
+    score = Relative(rel_k, rel_v, q_rel, beyond, rel_scale)
+    return attention(
+        q, k, v, geometry, score, scale=scale, key_lengths=key_lengths, query_offset=query_offset,
+        return_lse=return_lse, backend=backend,
+    )  # fmt: skip

@@ -12,16 +12,19 @@ from pathlib import Path
 
 import torch
 
-from attn_kernels import backends, use_backend
+from attn_kernels import use_backend
 
 from . import options, report, sweeps
 from .case import Case, Shape
 from .cases import CASES
-from .common import Options, WrongValues, check_against_float64, run_shape
+from .common import Options, WrongValues, check_against_float64, dtype_name, run_shape
 from .compare import comparison
+from .machine import kernels_error
 from .memory import MemoryMeter
 from .progress import Progress
-from .results import Recording, Result, UnknownFormat, load, save
+from .results import Recording, Result, save
+
+INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 
 
 class Run:
@@ -29,13 +32,17 @@ class Run:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
-        self.settings = Options(chosen.peers, chosen.rounds, chosen.budget, chosen.backend)
+        peers = tuple(chosen.peers)
+        self.settings = Options(peers, chosen.rounds, chosen.budget, chosen.backend)
         self.recording = Recording(report.environment(chosen.backend, chosen.threads), [])
+        self.rows: list[Result] = []  # of the table or sweep that is being measured
         self.path = file_of(chosen.out or chosen.save, self.recording)
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.failures: list[str] = []
         self.checked: set[tuple] = set()
         self.meter = MemoryMeter()
-        self.progress = Progress(0)
+        self.progress = Progress(self.count())
 
     def measure(
         self,
@@ -45,11 +52,13 @@ class Run:
         direction: str,
         threads: int,
         sweep: sweeps.Sweep | None = None,
-    ) -> Result | None:
-        """One shape; None, and a failure, where our values are wrong."""
+        value: int = 0,
+    ) -> None:
+        """One shape, with its value along the axis of a sweep; a failure where ours is wrong."""
         torch.set_num_threads(threads)
-        where = f"{case.name} {shape.label} {dtype} {direction}"
-        self.progress.next(f"{where}, {report.threads_text(threads)}")
+        self.progress.begin(
+            report.title_of(case.title, dtype_name(dtype), direction, threads), shape.label
+        )
         settings = self.settings
         if sweep is not None:
             peers = tuple(p for p in sweep.peers if p in (settings.peers or sweep.peers))
@@ -64,13 +73,21 @@ class Run:
             )  # fmt: skip
         except WrongValues as error:
             self.failures.append(f"WRONG VALUES: {error}")
-            return None
+            self.progress.end("wrong values")
+            return
+        if sweep is not None:
+            result.axis, result.value = sweep.axis, value
         self.recording.results.append(result)
-        return result
+        self.rows.append(result)
+        self.progress.end(report.ratio(result) + (", in doubt" if result.doubt else ""))
 
-    def finish(self, text: str) -> None:
-        """Print a table, and keep what is known so far: a run that is cut short has its file."""
+    def finish(self) -> None:
+        """Print the rows as a table, and keep all: a run that is cut short has its file."""
+        if not self.rows:
+            return
+        rows, self.rows = self.rows, []
         self.progress.clear()
+        text = sweeps.fit_text(rows) if rows[0].axis else report.as_text(report.table(rows))
         print(f"\n{text}", flush=True)
         if self.path:
             save(self.recording, self.path)
@@ -84,12 +101,9 @@ class Run:
             case = CASES[name]
             if direction not in case.directions:
                 continue
-            rows = [
+            for shape in options.shapes_of(case, chosen):
                 self.measure(case, shape, options.DTYPES[dtype], direction, threads)
-                for shape in options.shapes_of(case, chosen)
-            ]
-            if rows := [row for row in rows if row]:
-                self.finish(report.as_text(report.table(rows)))
+            self.finish()
 
     def sweeps(self) -> None:
         """Scaling, each axis with the largest number of threads but that of threads itself."""
@@ -97,17 +111,11 @@ class Run:
         for sweep, dtype, direction in itertools.product(
             options.sweeps_of(chosen), chosen.dtype, options.CHOICES[chosen.direction]
         ):
-            rows = []
             for value, shape in sweep.points:
                 threads = value if sweep.axis == "threads" else max(chosen.threads)
-                row = self.measure(
-                    CASES[sweep.op], shape, options.DTYPES[dtype], direction, threads, sweep
-                )
-                if row:
-                    row.axis, row.value = sweep.axis, value
-                    rows.append(row)
-            if rows:
-                self.finish(sweeps.fit_text(rows))
+                kind = options.DTYPES[dtype]
+                self.measure(CASES[sweep.op], shape, kind, direction, threads, sweep, value)
+            self.finish()
 
     def count(self) -> int:
         """How many shapes there are to measure."""
@@ -120,20 +128,40 @@ class Run:
         points = sum(len(sweep.points) for sweep in options.sweeps_of(chosen))
         return shapes * len(chosen.dtype) * len(chosen.threads) + points * combinations
 
+    def interrupt(self) -> None:
+        """Ctrl-C: what was measured counts, and its files say that the rest is missing."""
+        how_far = f"after {self.progress.done} of {self.progress.total} shapes"
+        self.recording.environment["interrupted"] = how_far
+        self.finish()
+        self.progress.clear()
+        print(f"\ninterrupted {how_far}", flush=True)
+        if not self.recording.results:
+            print("nothing was measured yet")
+        elif self.path is None:
+            print("nothing is kept in a file: neither --out nor --save was given")
+        else:
+            save(self.recording, self.path)
+
     def __call__(self) -> int:
-        """Everything; 1 if our values are wrong anywhere."""
+        """Everything; 1 if our values are wrong anywhere, INTERRUPTED after Ctrl-C."""
         print(report.header(self.recording.environment), flush=True)
-        self.progress = Progress(self.count())
-        with use_backend(self.chosen.backend):
-            self.tables()
-            self.sweeps()
-        self.meter.close()
+        interrupted = False
+        try:
+            with use_backend(self.chosen.backend):
+                self.tables()
+                self.sweeps()
+        except KeyboardInterrupt:
+            interrupted = True
+            self.interrupt()
+        finally:
+            self.meter.close()
+            self.progress.close()
         if self.path and self.recording.results:
             print(f"\nwrote {self.path}")
         if self.chosen.out and self.recording.results:
             write_report(self.recording, self.chosen.out)
         print("".join(f"\n{failure}" for failure in self.failures))
-        return int(bool(self.failures))
+        return INTERRUPTED if interrupted else int(bool(self.failures))
 
 
 def file_of(place: Path | None, recording: Recording) -> Path | None:
@@ -157,7 +185,7 @@ def write_report(recording: Recording, folder: Path) -> None:
 
 def show(chosen: argparse.Namespace) -> int:
     """The tables of a recorded file, and its report."""
-    recording = load(chosen.report)
+    recording = chosen.report
     texts = [report.header(recording.environment)]
     texts += [report.as_text(report.table(g)) for g in report.grouped(recording.results).values()]
     texts += [sweeps.fit_text(results) for results in sweeps.swept(recording.results).values()]
@@ -175,27 +203,26 @@ def on_gpu(chosen: argparse.Namespace) -> int:
         sys.exit(f"--device cuda: {error}")
     arguments = ["--only", ",".join(chosen.op)]
     arguments += ["--out", str(chosen.out)] if chosen.out else []
-    arguments += ["--budget", str(chosen.budget)] if chosen.budget_given else []
+    arguments += ["--minutes", str(chosen.budget / 60)] if chosen.budget_given else []
     return gpu.main(arguments)
 
 
 def action(chosen: argparse.Namespace) -> Callable[[], int]:
     """What the command line asks for."""
     if chosen.compare:
-        print(comparison(*map(load, chosen.compare)))
+        print(comparison(*chosen.compare))
         return lambda: 0
     if chosen.report:
         return lambda: show(chosen)
     if chosen.device == "cuda":
         return lambda: on_gpu(chosen)
-    cpu = backends()["cpu"]
-    if chosen.backend == "cpu" and not cpu.available:
-        sys.exit(f"nothing to measure: {cpu.reason}")
+    if chosen.backend == "cpu" and (error := kernels_error()):
+        sys.exit(f"{error}; --backend reference measures without kernels")
     return Run(chosen)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what was asked for; 1 if our values are wrong anywhere."""
+    """Do what was asked for; the status of the process."""
     chosen = options.parse(arguments)
     try:
         if chosen.out and chosen.device == "cpu":  # known before an hour of measuring, not after
@@ -206,8 +233,11 @@ def main(arguments: list[str] | None = None) -> int:
             except NoMatplotlib as error:
                 sys.exit(f"--out: {error}; or --save for the JSON file alone")
         return action(chosen)()
-    except (OSError, UnknownFormat) as error:
+    except OSError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:  # before anything was measured, or after everything
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""The Triton kernels on one GPU: values first, then times beside cuDNN, FlashAttention and
-FlexAttention.
+"""The Triton kernels on one GPU in one command: values, steadiness, times beside cuDNN's,
+FlashAttention's and FlexAttention's, tile sizes.
 
-python -m benchmarks.gpu --out DIR [--budget 520] [--only causal,relative] [--check | --tune]
+python -m benchmarks.gpu --out DIR [--minutes 7] [--only causal,relative] [--resume FILE]
 
-Needs torch, triton and this checkout. First out and every gradient are compared with the float64
-reference: whole at small shapes of every kind; for the last key head of every batch entry at the
-shapes that are timed. What has wrong values is listed and not timed. Times are medians over rounds
-in which the providers take turns, with the L2 cache flushed before every call; decoding is timed as
-a CUDA graph, since its kernels are shorter than the host's work for them, which is reported beside.
-The file is written after every shape; what the budget of seconds leaves no room for is listed as
-skipped.
+Needs torch, triton and this checkout. The plan is printed first; a phase ends when its share of the
+minutes is over, and what it leaves is the next one's. DIR/gpu.json is replaced after every row, so
+that nothing is lost whenever the command ends; --resume goes on with what a file lacks. Rows are
+made by processes that are replaced when one fails: a hang, or an error that leaves the context of
+the GPU unusable, costs one row. A check that fails cancels the rows of its operation.
 """
 
 from __future__ import annotations
@@ -17,279 +15,247 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
-import triton
-from torch import Tensor
+from attn_kernels import backends
 
-from attn_kernels import __version__, backends
-
-from .gpu_calls import GROUPS, OURS, PROVIDERS, Work, checked, works
-from .gpu_tune import tune
-from .gpu_values import (
-    TOLERANCE,
-    captured,
-    errors,
-    gradient_of,
-    host_microseconds,
-    milliseconds,
-    peak_bytes,
-    sampled,
-    sampled_truth,
-    step_of,
-    synchronize,
-    truth_of,
-    within,
-)
+from . import gpu_calls, gpu_jobs, gpu_summary, gpu_tune
+from .gpu_calls import Work
+from .gpu_jobs import Row
 from .worker import Job, JobError, Worker, run_all
 
-ROUNDS = 3
-JOB_SECONDS = 150  # a check of one shape, or all providers on one; compiling included
-PEER_TOLERANCE = (0.2, 5e-2)  # a peer may round its bias, and add gradients of tables in bfloat16
+# Seconds of each phase, and the most that one of its rows may take, for 7 minutes in all.
+PLAN = {
+    "environment": (30, 30),  # and ceilings
+    "checks": (120, 90),  # and compiling what is timed, on all cores
+    "steadiness": (35, 20),
+    "bars": (100, 25),
+    "tiles": (75, 20),
+    "rest": (60, 40),
+}
+MINUTES = 7.0
+LEAST = 2.0  # seconds that are worth starting a row for
+GROUPS = ("causal", "relative", "local_2d", "full", "decode", "pattern", "local_1d")
+SAME = ("device", "torch", "cuda", "triton")  # in a file that is resumed
+PARTS = ("ceilings", "checks", "compiled", "steadiness", "results", "kernels", "tiles")
 
 
-@dataclass
-class Measured:
-    """One provider on one shape."""
+@dataclass(frozen=True)
+class Task:
+    """A row that is to be made: a list of the file, the row's beginning, and who makes the rest."""
 
-    milliseconds: float | None = None
-    rounds: list[float] = field(default_factory=list)
-    host_microseconds: float | None = None
-    tflops: float | None = None
-    gigabytes_per_second: float | None = None
-    peak_bytes: int | None = None
-    error: tuple[float, float] | None = None
-    skipped: str = ""
+    part: str
+    name: str
+    group: str
+    job: Job
+    operation: str = ""  # that a failed check cancels
+    backward: bool = False
+
+    @classmethod
+    def of(cls, part: str, job: Callable[..., Row], work: Work, *arguments: Any) -> Task:
+        """A job for a shape."""
+        made = job, work, *arguments
+        return cls(part, work.name, work.group, made, str(work.operation), work.backward)
 
 
-@dataclass
 class Report:
-    """All results, as the JSON file holds them."""
+    """The file: {environment, runs, and lists of rows}, replaced at once after every change."""
 
-    path: Path | None
-    environment: dict[str, Any]
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
-    configs: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, path: Path | None, data: dict[str, Any]) -> None:
+        self.path, self.data, self.lock = path, data, threading.Lock()
+        for part in ("runs", "errors", *PARTS):
+            data.setdefault(part, [])
 
     def write(self) -> None:
-        """Replace the file at once: the process may be stopped at any time."""
         if self.path:
-            data = {name: x for name, x in asdict(self).items() if name != "path"}
             new = self.path.with_suffix(".new")
-            new.write_text(json.dumps(data, indent=1))
-            new.replace(self.path)
+            new.write_text(json.dumps(self.data, indent=1))
+            os.replace(new, self.path)
+
+    def add(self, task: Task, row: Row) -> None:
+        """A row in place of an earlier one of its name."""
+        row = {"name": task.name, "group": task.group, "operation": task.operation, **row}
+        row["run"] = len(self.data["runs"]) - 1
+        with self.lock:
+            others = [x for x in self.data[task.part] if x["name"] != task.name]
+            self.data[task.part] = [*others, row]
+            self.write()
+        if line := gpu_summary.line_of(task.part, row):
+            print(line, flush=True)
+
+    def note(self, error: str) -> None:
+        """What no row can tell."""
+        print(error, flush=True)
+        with self.lock:
+            self.data["errors"].append(error)
+            self.write()
+
+    def has(self, task: Task) -> bool:
+        """Whether there is nothing left to do; a new process has to compile again."""
+        rows = () if task.part == "compiled" else self.data[task.part]
+        return any(x["name"] == task.name and not x.keys() & {"failed", "skipped"} for x in rows)
+
+    def cancelled(self, task: Task) -> str:
+        """The check that leaves nothing to time, if there is one: of forward only what it says of
+        out."""
+        if task.part in ("checks", "ceilings"):
+            return ""
+        for row in self.data["checks"]:
+            wrong = [x for x in row.get("wrong", ()) if task.backward or x == "out"]
+            failed = row.get("failed") or ", ".join(wrong)
+            if failed and row["operation"] == task.operation:
+                return f"cancelled: the check '{row['name']}' failed: {failed}"
+        return ""
 
 
-# --- What a process does ---
+def tile_task(work: Work, direction: str, change: gpu_tune.Change) -> Task:
+    name = f"{work.group} {work.label} D {work.dim} {direction} {change.name}"
+    job = gpu_tune.time_tile, work, direction, change
+    return Task("tiles", name, work.group, job, str(work.operation), direction != "forward")
 
 
-def check(work: Work, dtype: torch.dtype) -> dict[str, Any]:
-    """Values and all gradients of one small shape."""
-    inputs, grad_out = work.inputs(dtype), gradient_of(work, dtype)
-    values = step_of(PROVIDERS[OURS](work), inputs, grad_out, True)()
-    found = errors(values, truth_of(work, inputs, grad_out))
-    return check_row(work, dtype) | {"errors": found, "passed": within(found, TOLERANCE[dtype])}
+def phases(groups: list[str], report: Report) -> dict[str, list[tuple[bool, list[Task]]]]:
+    """What is left to do: of every phase its stages, in parallel or one row after the other."""
 
+    def left(tasks: list[Task]) -> list[Task]:
+        return [x for x in tasks if x.group in groups and not report.has(x)]
 
-def check_row(work: Work, dtype: torch.dtype) -> dict[str, Any]:
-    return {"name": work.label, "dim": work.dim, "dtype": str(dtype), "passed": False}
+    def compiling(works: list[Work]) -> list[Task]:
+        once = dict.fromkeys(map(gpu_jobs.both_ways_once, works))
+        return [Task.of("compiled", gpu_jobs.compile_work, work) for work in once]
 
+    def ceilings(when: str) -> tuple[bool, list[Task]]:
+        task = Task("ceilings", when, "", (gpu_jobs.ceilings,))
+        return False, [] if report.has(task) else [task]
 
-def compile_kernels(work: Work) -> None:
-    """Run once, so that triton's cache on disk has the kernels."""
-    step_of(
-        PROVIDERS[OURS](work), work.inputs(), gradient_of(work, torch.bfloat16), work.backward
-    )()
+    def shaped(part: str, job: Callable[..., Row], works: list[Work]) -> list[Task]:
+        return left([Task.of(part, job, work) for work in works])
 
-
-def measure(work: Work) -> dict[str, Measured]:
-    """Every provider on one shape, in turns."""
-    found = {name: Measured() for name in (OURS, *work.peers)}
-    steps: dict[str, Callable[[], list[Tensor]]] = {}
-    inputs, grad_out = work.inputs(), gradient_of(work, torch.bfloat16)
-    truth = sampled_truth(work, inputs)
-    for name, row in found.items():
-        try:
-            step = step_of(PROVIDERS[name](work), inputs, grad_out, work.backward)
-            values = [sampled(work, x, place) for place, x in enumerate(step())]
-            row.error = errors(values, truth)
-            del values
-            limits = TOLERANCE[torch.bfloat16] if name == OURS else PEER_TOLERANCE
-            if not within(row.error, limits):
-                row.skipped = f"wrong values: errors {row.error[0]:.2g}, {row.error[1]:.2g}"
-                continue
-            row.peak_bytes = peak_bytes(step)
-            row.host_microseconds = host_microseconds(step)
-            steps[name] = captured(step) if work.group == "decode" else step
-        except Exception as error:  # peers fail in many ways; the report says how
-            row.skipped = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
-            synchronize()  # raises where the error broke the context, and this process with it
-    names = list(steps)
-    for turn in range(ROUNDS):
-        first = turn % max(len(names), 1)
-        for name in names[first:] + names[:first]:
-            found[name].rounds.append(milliseconds(steps[name]))
-    for name in steps:
-        row = found[name]
-        row.milliseconds = ms = median(row.rounds)
-        row.tflops = work.flops() / ms / 1e9
-        if work.group == "decode":
-            cache_bytes = 4 * work.batch * work.k_heads * work.k_len * work.dim
-            row.gigabytes_per_second = cache_bytes / ms / 1e6
-    del steps, inputs, truth
-    torch.cuda.empty_cache()
-    return found
-
-
-# --- Reports ---
-
-
-def environment(commit: str) -> dict[str, Any]:
-    """The device, the versions and the commit that results belong to."""
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        found = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        found = ""
-    properties = torch.cuda.get_device_properties(0)
+    bars, rest = list(gpu_calls.bars()), list(gpu_calls.rest())
+    timed, later = (shaped("results", gpu_jobs.measure, x) for x in (bars, rest))
+    steady = shaped("steadiness", gpu_jobs.steadiness, [x for x in bars if x.backward])
+    profiled = shaped("kernels", gpu_jobs.kernels, gpu_calls.profiled())
+    tiles = left([tile_task(*tried) for tried in gpu_tune.tried()])
+    checks = shaped("checks", gpu_jobs.check, list(gpu_calls.checks()))
+    made = [Task("compiled", x.name, x.group, (*x.job, True)) for x in tiles]
+    plain = compiling([x.job[1] for x in [*timed, *steady, *profiled]])
     return {
-        "device": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "attn_kernels": __version__,
-        "commit": commit or found or "unknown",
-        "command": " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "environment": [ceilings("before")],
+        "checks": [(True, [*checks, *plain, *made])],
+        "steadiness": [(False, steady)],
+        "bars": [(False, timed)],
+        "tiles": [(False, [*profiled, *tiles]), ceilings("after")],
+        "rest": [(True, compiling([x.job[1] for x in later])), (False, later)],
     }
 
 
-def line_of(work: Work, found: dict[str, Measured]) -> str:
-    """One line per shape: our rate, the best peer's time over ours, everybody's milliseconds and,
-    in brackets, microseconds of the host."""
-    times = [
-        f"{name} {x.milliseconds:.3f} ({x.host_microseconds:.0f})"
-        for name, x in found.items()
-        if x.milliseconds
-    ]
-    lost = [f"{name}: {x.skipped}" for name, x in found.items() if not x.milliseconds]
-    mine = found[OURS]
-    peers = [x.milliseconds for n, x in found.items() if n != OURS and x.milliseconds]
-    ratio = f"{min(peers) / mine.milliseconds:.2f}x" if peers and mine.milliseconds else "-"
-    rate = "-"
-    if mine.milliseconds:
-        rate = f"{mine.tflops:.0f} TFLOP/s"
-    if mine.gigabytes_per_second:
-        rate = f"{mine.gigabytes_per_second:.0f} GB/s"
-    return "; ".join(
-        [f"{work.group:8} {work.label:36} {rate:>12} {ratio:>7}  {' '.join(times)} ms", *lost]
-    )
+def run_stage(
+    report: Report, tasks: list[Task], workers: list[Worker], seconds: Callable[[], float]
+) -> None:
+    """Make the rows that no failed check cancels."""
+    wanted = []
+    for task in tasks:
+        if reason := report.cancelled(task):
+            report.add(task, {"skipped": reason})
+        else:
+            wanted.append(task)
+
+    def done(place: int, result: Any) -> None:
+        if isinstance(result, JobError):
+            kind = "skipped" if str(result) == "out of time" else "failed"
+            result = {kind: str(result)}
+        report.add(wanted[place], result)
+
+    run_all([task.job for task in wanted], workers, seconds, done)
 
 
-def run_checks(
-    report: Report, timed: list[Work], processes: int, seconds: Callable[[], float]
-) -> bool:
-    """The small shapes; and kernels of those that are timed next are compiled beside."""
-    cases = list(checked())
-    jobs: list[Job] = [(check, *case) for case in cases]
-    jobs += [(compile_kernels, work) for work in timed]
-    found = run_all(jobs, processes, seconds)[: len(cases)]
-    for (work, dtype), row in zip(cases, found, strict=True):
-        if isinstance(row, JobError):
-            row = check_row(work, dtype) | {"raised": str(row)}
-        report.checks.append(row)
-        if not row["passed"]:
-            print("WRONG", row, flush=True)
-    failed = sum(not row["passed"] for row in report.checks)
-    print(f"{len(report.checks)} checks against float64, {failed} failed", flush=True)
-    return failed == 0
+def run_plan(
+    report: Report, groups: list[str], minutes: float, workers: list[Worker], start: float
+) -> None:
+    """Every phase until its share of the minutes is over."""
+    todo, until = phases(groups, report), start
+    for name, (seconds, most) in PLAN.items():
+        until += seconds * minutes / MINUTES
+        n = sum(len(tasks) for _, tasks in todo[name])
+        now = time.monotonic() - start
+        print(f"[{now:3.0f} s] {name}: {n} rows, until {until - start:.0f} s", flush=True)
 
+        def left(until: float = until, most: float = most) -> float:
+            found = min(most, until - time.monotonic())
+            return found if found > LEAST else 0
 
-def run_works(
-    report: Report, chosen: list[Work], worker: Worker, seconds: Callable[[], float]
-) -> bool:
-    """Everything that is timed, one shape after the other."""
-    fine = True
-    for work in chosen:
-        row = {"group": work.group, "work": work.label}
-        if seconds() <= 0:
-            report.results.append(row | {"skipped": "out of time"})
-            continue
-        row |= {
-            "shape": [work.batch, work.heads, work.k_heads, work.q_len, work.k_len],
-            "dim": work.dim,
-            "backward": work.backward,
-        }
         try:
-            found = worker.run((measure, work), seconds())
-        except JobError as error:
-            found = {OURS: Measured(skipped=str(error))}
-        print(line_of(work, found), flush=True)
-        fine &= found[OURS].milliseconds is not None
-        report.results.append(row | {"providers": {name: asdict(x) for name, x in found.items()}})
-        report.write()
-    return fine
+            for parallel, tasks in todo[name]:
+                run_stage(report, tasks, workers if parallel else workers[:1], left)
+                for worker in workers[1:]:  # what they hold of the GPU
+                    worker.stop()
+        except Exception as error:  # of this program; the rest goes on
+            report.note(f"{name}: {type(error).__name__}: {error}")
+
+
+def plan_text(minutes: float) -> str:
+    """The phases' seconds."""
+    scale = minutes / MINUTES
+    parts = [f"{name} {seconds * scale:.0f}" for name, (seconds, _) in PLAN.items()]
+    total = sum(seconds for seconds, _ in PLAN.values()) * scale
+    return f"plan, seconds: {', '.join(parts)}; {total:.0f} in all"
+
+
+def opened(folder: Path | None, resume: Path | None, found: Row, command: str) -> Report:
+    """The file of this run: a new one, or one that goes on."""
+    path = folder / "gpu.json" if folder else None
+    data = json.loads(resume.read_text()) if resume else {}
+    before = data.get("environment", found)
+    if other := [f"{x} {before[x]}" for x in SAME if before[x] != found[x]]:
+        sys.exit(f"--resume {resume}: it was measured with {', '.join(other)}")
+    if path and path.exists() and not resume:
+        sys.exit(f"{path} exists: --resume it, or name another folder")
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    report = Report(path, {**data, "environment": found})
+    report.data["runs"].append({x: found[x] for x in ("commit", "date")} | {"command": command})
+    report.write()
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check, then measure; 1 if a value of ours is wrong or a call of ours failed."""
+    """Run the plan; 1 if a value of ours is wrong or a call of ours failed."""
+    start = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, help="write a JSON file into this folder")
-    parser.add_argument("--budget", type=float, default=520, help="seconds for everything")
+    parser.add_argument("--out", type=Path, help="write gpu.json into this folder")
+    parser.add_argument("--resume", type=Path, help="go on with what this file lacks")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything")
     parser.add_argument("--only", default="", help=f"of {', '.join(GROUPS)}, comma separated")
-    parser.add_argument("--check", action="store_true", help="compare values, time nothing")
-    parser.add_argument("--tune", action="store_true", help="time the tile sizes of configs.py")
     parser.add_argument("--commit", default="", help="to record where git does not tell")
     parser.add_argument(
-        "--processes", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 2)),
-        help="that compile at a time",
+        "--processes", type=int, default=max(1, min(15, (os.cpu_count() or 2) - 1)),
+        help="that check and compile at a time",
     )  # fmt: skip
     chosen = parser.parse_args(arguments)
     groups = [name for name in chosen.only.split(",") if name] or list(GROUPS)
     if unknown := ", ".join(name for name in groups if name not in GROUPS):
         parser.error(f"argument --only: of {', '.join(GROUPS)}, got {unknown}")
-    deadline = time.monotonic() + chosen.budget
-    seconds = lambda: min(JOB_SECONDS, deadline - time.monotonic())  # noqa: E731
     if reason := backends()["triton"].reason:
         sys.exit(f"nothing to measure: {reason}")
-    worker = Worker()  # this process has no CUDA context that a kernel could break
-    report = Report(None, worker.run((environment, chosen.commit), 120))
-    print(json.dumps(report.environment, indent=1), flush=True)
-    if chosen.out:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        device = report.environment["device"].lower().replace(" ", "-")
-        report.path = chosen.out / f"gpu-{device}{'-tune' if chosen.tune else ''}.json"
-    listed = list(works(groups))
+    print(plan_text(chosen.minutes), flush=True)
+    workers = [Worker() for _ in range(chosen.processes)]  # this process uses no GPU
     try:
-        if chosen.tune:
-            fine = tune(report, listed, worker, chosen.processes, seconds)
-        else:
-            timed = [] if chosen.check else listed
-            fine = run_checks(report, timed, chosen.processes, seconds)
-            report.write()
-            print(f"{deadline - time.monotonic():.0f} s left", flush=True)
-            fine &= run_works(report, timed, worker, seconds)
+        found = workers[0].run((gpu_jobs.environment, chosen.commit), 60)
+        command = f"python -m benchmarks.gpu --minutes {chosen.minutes:g}"
+        command += f" --only {chosen.only}" if chosen.only else ""
+        report = opened(chosen.out, chosen.resume, found, command)
+        run_plan(report, groups, chosen.minutes, workers, start)
     finally:
-        worker.stop()
-        report.write()
-    if report.path:
-        print(f"written to {report.path}")
-    return 0 if fine else 1
+        for worker in workers:
+            worker.stop()
+    print(gpu_summary.summary(report.data), flush=True)
+    return gpu_summary.status(report.data)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""What benchmarks.gpu measures: shapes, and who computes them."""
+"""What benchmarks.gpu checks and measures: calls, and who else computes them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -19,14 +17,18 @@ from attn_kernels.core.geometry import Geometry
 
 DEVICE = "cuda"
 OURS = "attn_kernels"
-DENSE_BYTES = 24 << 30  # an eager peer may allocate so much
 
 Call = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One shape of one operation."""
+    """One call: an operation, a shape, and what is unusual about it.
+
+    features, of a check: "zero" (beyond the table), "rel_v", "one table" (for all heads), "lengths"
+    (unseen keys are NaN, and so is the memory behind), and where q, k and v lie: "transposed" (a
+    projection's), "odd" (rows begin anywhere), "single" (strides of sizes of 1 mean nothing).
+    """
 
     group: str
     label: str
@@ -37,31 +39,75 @@ class Work:
     k_len: int
     dim: int
     k_heads: int
-    rows: int = 0  # of the relative table, one per head
-    backward: bool = False
+    rows: int = 0  # of the relative table
+    backward: bool = False  # where it is timed; checks go both ways
     peers: tuple[str, ...] = ()  # of PROVIDERS
+    dtype: torch.dtype = torch.bfloat16
+    features: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        way = "backward" if self.backward else "forward"
+        return f"{self.group} {way} {self.label} D {self.dim}"
+
+    @property
+    def operation(self) -> tuple[object, ...]:
+        """What a check of one shape says of the others."""
+        return self.group, self.geometry.causal, self.dim, self.dtype, self.features
 
     @property
     def offset(self) -> int:
         """The position of query 0."""
         return self.k_len - self.q_len
 
-    def inputs(self, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-        """q, k, v and the table: the same values every time."""
+    def lengths(self) -> Tensor | None:
+        """key_lengths: all keys, not quite all, none."""
+        if "lengths" not in self.features:
+            return None
+        return torch.tensor([self.k_len, self.k_len - 37, 0][: self.batch], device=DEVICE)
+
+    def inputs(self) -> list[Tensor]:
+        """q, k, v and the tables: the same values every time, leaves that want gradients."""
         generator = torch.Generator(DEVICE).manual_seed(0)
-        sizes = [
-            (self.batch, self.heads, self.q_len, self.dim),
-            *[(self.batch, self.k_heads, self.k_len, self.dim)] * 2,
-        ]
+        key_size = self.batch, self.k_heads, self.k_len, self.dim
+        sizes = [(self.batch, self.heads, self.q_len, self.dim), key_size, key_size]
         if self.rows:
-            sizes.append((self.heads, self.rows, self.dim))
-        draw = lambda size: torch.randn(size, generator=generator, device=DEVICE).to(dtype)  # noqa: E731
-        return [draw(size).requires_grad_(self.backward) for size in sizes]
+            table = 1 if "one table" in self.features else self.heads, self.rows, self.dim
+            sizes += [table] * (1 + ("rel_v" in self.features))
+        draw = lambda size: torch.randn(size, generator=generator, device=DEVICE).to(self.dtype)  # noqa: E731
+        tensors = [laid_out(draw(size), self.features) for size in sizes]
+        if "lengths" in self.features:
+            tensors[1:3] = [with_nan(x, self.lengths()) for x in tensors[1:3]]
+        return [x.requires_grad_() for x in tensors]
+
+    def score(self, tables: tuple[Tensor, ...]) -> Relative | None:
+        beyond = "zero" if "zero" in self.features else "clip"
+        return Relative(*tables, beyond=beyond) if tables else None
 
     def flops(self) -> float:
         """q k^T and p v over visible pairs, and 2.5 times that backward; nothing else counts."""
         pairs = visible_pairs(self.geometry, self.q_len, self.k_len)
         return 4 * self.dim * self.batch * self.heads * pairs * (2.5 if self.backward else 1)
+
+
+def laid_out(x: Tensor, features: tuple[str, ...]) -> Tensor:
+    """The same values, in the memory that the features name."""
+    if x.dim() == 4 and "transposed" in features:
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if "odd" in features:
+        room = x.new_zeros(*x.shape[:-1], x.shape[-1] + 3)[..., 1:-2]
+        return room.copy_(x)
+    if "single" in features:
+        steps = [7 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True)]
+        return x.as_strided(x.shape, steps).detach()
+    return x
+
+
+def with_nan(x: Tensor, lengths: Tensor) -> Tensor:
+    """x as part of a longer cache that is NaN from each entry's length on."""
+    room = x.new_full((*x.shape[:2], x.shape[2] + 64, x.shape[3]), float("nan"))
+    seen = torch.arange(x.shape[2], device=x.device).view(-1, 1) < lengths.view(-1, 1, 1, 1)
+    return room[:, :, : x.shape[2]].copy_(torch.where(seen, x, room[:, :, : x.shape[2]]))
 
 
 @cache
@@ -78,9 +124,13 @@ def documents(q_pos: Any, k_pos: Any) -> Any:
 
 
 def ours(work: Work) -> Call:
-    def call(q: Tensor, k: Tensor, v: Tensor, *table: Tensor) -> Tensor:
-        score = Relative(table[0]) if table else None
-        return attention(q, k, v, work.geometry, score, backend="triton")
+    lengths = work.lengths()
+
+    def call(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> Tensor:
+        score = work.score(tables)
+        return attention(
+            q, k, v, work.geometry, score, key_lengths=lengths, backend="triton"
+        )  # fmt: skip
 
     return call
 
@@ -112,89 +162,30 @@ def flex(work: Work) -> Call:
     torch._dynamo.reset()  # it counts the shapes of one function, and stops compiling after 8
     torch._functorch.config.donated_buffer = False  # or the graph cannot be kept from call to call
     compiled = torch.compile(flex_attention, dynamic=False)
-    offset, geometry = work.offset, work.geometry
-    order = inverse = None
+    geometry, order = work.geometry, None
     if isinstance(geometry, Local2d):
         order = torch.tensor(sorted(range(work.q_len), key=geometry.order), device=DEVICE)
         inverse = order.argsort()
 
-    # a pattern has no formula; documents() is the one that is timed
-    visible = documents if isinstance(geometry, Pattern) else geometry.visible
-
     def seen(b: Any, h: Any, i: Any, j: Any) -> Any:
-        if order is None:
-            return visible(i + offset, j)
-        return geometry.visible(order[i], order[j])
+        return geometry.visible(i, j) if order is None else geometry.visible(order[i], order[j])
 
-    mask = None
-    if geometry != Full() and work.q_len > 1:
-        mask = create_block_mask(seen, None, None, work.q_len, work.k_len, device=DEVICE)
-    options = {"block_mask": mask, "enable_gqa": work.heads != work.k_heads}
+    mask = create_block_mask(seen, None, None, work.q_len, work.k_len, device=DEVICE)
     centre = work.rows - 1 if geometry.causal else (work.rows - 1) // 2
 
     def call(q: Tensor, k: Tensor, v: Tensor, *table: Tensor) -> Tensor:
         if order is not None:
-            out = compiled(*(x[:, :, order] for x in (q, k, v)), **options)
+            out = compiled(*(x[:, :, order] for x in (q, k, v)), block_mask=mask)
             return out[:, :, inverse]
         if not table:
-            return compiled(q, k, v, **options)
+            return compiled(q, k, v, block_mask=mask)
         by_row = q @ table[0].mT * work.dim**-0.5  # [B, H, L, rows]
 
         def add(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-            row = (j - i - offset + centre).clamp(0, work.rows - 1)
+            row = (j - i + centre).clamp(0, work.rows - 1)
             return score + by_row[b, h, i, row]
 
-        return compiled(q, k, v, score_mod=add, **options)
-
-    return call
-
-
-def eager(work: Work) -> Call:
-    """The best composition without a fused kernel: a dense mask or bias, or gathered blocks."""
-    geometry = work.geometry
-    if isinstance(geometry, Local2d):
-        return eager_blocks(work, geometry)
-    pairs = work.q_len * work.k_len
-    if pairs * work.batch * work.heads * (8 if work.backward else 4) > DENSE_BYTES:
-        raise NotImplementedError("its bias does not fit")
-    q_pos = torch.arange(work.q_len, device=DEVICE).view(-1, 1) + work.offset
-    k_pos = torch.arange(work.k_len, device=DEVICE)
-    visible = geometry.visible(q_pos, k_pos)
-    centre = work.rows - 1 if geometry.causal else (work.rows - 1) // 2
-    row = (k_pos - q_pos + centre).clamp(0, max(work.rows - 1, 0))
-
-    def call(q: Tensor, k: Tensor, v: Tensor, *table: Tensor) -> Tensor:
-        bias = visible
-        if table:
-            by_row = q @ table[0].mT * work.dim**-0.5
-            bias = by_row.gather(-1, row.expand(*by_row.shape[:2], -1, -1))
-            bias = bias.masked_fill(~visible, -math.inf)
-        grouped = work.heads != work.k_heads
-        return F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=grouped)
-
-    return call
-
-
-def eager_blocks(work: Work, geometry: Local2d) -> Call:
-    """Gather the keys of every block, then attend with the blocks as a batch."""
-    rows, cols = geometry.grid
-    (bh, bw), (hh, hw) = geometry.block, geometry.halo
-    if rows % bh or cols % bw:
-        raise NotImplementedError("blocks cut at the edge")
-    tops, lefts = range(0, rows, bh), range(0, cols, bw)
-    grid = torch.arange(rows * cols, device=DEVICE).view(rows, cols)
-    queries = torch.stack([grid[t : t + bh, x : x + bw].flatten() for t in tops for x in lefts])
-    padded = F.pad(grid, (hw, hw, hh, hh), value=-1)
-    keys = torch.stack(
-        [padded[t : t + bh + 2 * hh, x : x + bw + 2 * hw].flatten() for t in tops for x in lefts]
-    )
-    visible = geometry.visible(queries.unsqueeze(2), keys.unsqueeze(1)) & (keys >= 0).unsqueeze(1)
-    keys, inverse = keys.clamp(min=0), queries.flatten().argsort()
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [x[:, :, at].flatten(0, 1) for x, at in ((q, queries), (k, keys), (v, keys))]
-        out = F.scaled_dot_product_attention(*parts, visible)  # [B * H, blocks, queries, D]
-        return out.flatten(1, 2)[:, inverse].unflatten(0, q.shape[:2])
+        return compiled(q, k, v, score_mod=add, block_mask=mask)
 
     return call
 
@@ -204,114 +195,115 @@ PROVIDERS: dict[str, Callable[[Work], Call]] = {
     "cudnn": sdpa(SDPBackend.CUDNN_ATTENTION),
     "flash": sdpa(SDPBackend.FLASH_ATTENTION),
     "flex": flex,
-    "eager": eager,
 }
 
 
-# --- Shapes ---
+# --- What is timed ---
 
 TORCH = ("cudnn", "flash")
+CANVAS = Local2d((64, 64), (8, 8), (4, 4))
 
 
-def causal_works() -> Iterator[Work]:
-    """Tokens times hidden size stay the same, as is usual."""
+def both_ways(works: Iterator[Work]) -> Iterator[Work]:
+    for work in works:
+        yield from (work, replace(work, backward=True))
+
+
+def bars() -> Iterator[Work]:
+    """What design and README promise, the most telling first; tokens times hidden size stay the
+    same, as is usual."""
+
+    def at(dim: int) -> Iterator[Work]:
+        heads = 2048 // dim
+
+        def work(group: str, label: str, geometry: Geometry, length: int, batch: int, **more: Any):
+            return Work(group, label, geometry, batch, heads, length, length, dim, heads, **more)
+
+        yield work("causal", "L 16384", Causal(), 16384, 1, peers=TORCH)
+        yield work("relative", "L 8192 table 1024", Causal(), 8192, 2, rows=1024)
+        yield work("causal", "L 8192", Causal(), 8192, 2, peers=TORCH)
+        yield work("local_2d", "64x64", CANVAS, 4096, 16)
+        yield work("full", "L 4096", Full(), 4096, 4, peers=TORCH)
+
     for dim in (128, 64):
-        for length in (16384, 8192, 4096, 2048, 1024):
-            heads = 2048 // dim
-            size = (16384 // length, heads, length, length, dim, heads)
-            peers = (*TORCH, "flex") if (length, dim) == (16384, 128) else TORCH
-            yield Work("causal", f"L {length} D {dim}", Causal(), *size, peers=peers)
+        yield from both_ways(at(dim))
 
 
-def relative_works() -> Iterator[Work]:
-    """Tables of 1024 rows that are clipped, and tables for every offset."""
-    for rows in (1024, 0):
-        for geometry, name in ((Causal(), "causal"), (Full(), "both")):
-            for length in (8192, 2048):
-                whole = length if geometry.causal else 2 * length - 1
-                n_rows = whole if rows == 0 else rows if geometry.causal else rows | 1
-                size = (16384 // length, 16, length, length, 128, 16, n_rows)
-                label = f"{name} L {length} table {n_rows}"
-                peers = ("flex", "eager") if rows else ("eager",)
-                yield Work("relative", label, geometry, *size, peers=peers)
+def rest() -> Iterator[Work]:
+    """What is good to know as well."""
+    for batch, length, k_heads in ((16, 8192, 8), (1, 131072, 8), (64, 4096, 32)):
+        label = f"B {batch} cache {length} heads 32/{k_heads}"
+        yield Work("decode", label, Causal(), batch, 32, 1, length, 128, k_heads, peers=TORCH)
+
+    def others() -> Iterator[Work]:
+        for geometry, name, rows in ((Full(), "both ways, ", 1025), (Causal(), "", 2048)):
+            label = f"{name}L 2048 table {rows}"
+            yield Work("relative", label, geometry, 8, 16, 2048, 2048, 128, 16, rows)
+        causal = replace(CANVAS, causal=True)
+        yield Work("local_2d", "64x64 causal", causal, 16, 32, 4096, 4096, 64, 32)
+        wide = Local2d((128, 128), (16, 16), (8, 8))
+        yield Work("local_2d", "128x128, blocks of 16", wide, 4, 32, 16384, 16384, 64, 32)
+        for length in (4096, 2048):
+            size = 16384 // length, 16, length, length, 128, 16
+            yield Work("causal", f"L {length}", Causal(), *size, peers=TORCH)
+        mask = Pattern.from_function(documents, 2048, 2048)
+        yield Work("pattern", "documents L 2048", mask, 8, 16, 2048, 2048, 128, 16)
+
+    yield from both_ways(others())
+    for work in bars():  # FlexAttention takes long to compile
+        if work.label in ("L 16384", "L 8192 table 1024", "64x64") and not work.backward:
+            yield replace(work, label=f"{work.label}, beside FlexAttention", peers=("flex",))
 
 
-def local_2d_works() -> Iterator[Work]:
-    for causal in (False, True):
-        for side, block, halo in ((64, 8, 4), (128, 8, 4), (256, 16, 8)):
-            length = side * side
-            geometry = Local2d((side, side), (block, block), (halo, halo), causal)
-            size = (max(1, 65536 // length), 16, length, length, 64, 16)
-            label = f"{side}x{side}{' causal' if causal else ''}"
-            peers = ("eager",) if causal else ("flex", "eager")
-            yield Work("local_2d", label, geometry, *size, peers=peers)
+def profiled() -> Iterator[Work]:
+    """Whose kernels are timed one by one."""
+    works = [x for x in bars() if x.backward and x.label not in ("L 16384", "L 4096")]
+    yield from works
+    canvas = next(x for x in works if x.group == "local_2d")
+    causal = replace(CANVAS, causal=True)
+    yield replace(canvas, geometry=causal, label="64x64 causal")
 
 
-def pattern_works() -> Iterator[Work]:
-    for length in (16384, 4096):
-        geometry = Pattern.from_function(documents, length, length)
-        size = (16384 // length, 16, length, length, 128, 16)
-        yield Work("pattern", f"documents L {length}", geometry, *size, peers=("flex", "eager"))
-
-
-def decode_works() -> Iterator[Work]:
-    for batch, length in ((16, 8192), (1, 131072), (1, 8192), (64, 4096)):
-        for k_heads in (8, 32):
-            label = f"B {batch} cache {length} heads 32/{k_heads}"
-            peers = (*TORCH, "flex") if (batch, k_heads) == (16, 8) else TORCH
-            size = (batch, 32, 1, length, 128, k_heads)
-            yield Work("decode", label, Causal(), *size, peers=peers)
-
-
-GROUPS: dict[str, Callable[[], Iterator[Work]]] = {
-    "causal": causal_works,
-    "relative": relative_works,
-    "local_2d": local_2d_works,
-    "pattern": pattern_works,
-    "decode": decode_works,
-}
-
-
-def works(groups: list[str]) -> Iterator[Work]:
-    """What is timed: the most telling shape of every group, then the next ones."""
-    for row in zip_longest(*(GROUPS[name]() for name in groups)):
-        for work in filter(None, row):
-            ways = (False,) if work.group == "decode" else (False, True)
-            for backward in ways:
-                way = "backward" if backward else "forward"
-                yield replace(work, label=f"{way} {work.label}", backward=backward)
-
+# --- What is compared with float64 ---
 
 MIXED = Pattern.from_function(
     lambda i, j: ((i * 7 + j * 13) % 11 < 4) | ((i // 64 - j // 64).abs() < 2), 500, 500
 )
-CHECKED = (
-    ("full", Full(), 333, 333, 4, 0),
-    ("causal", Causal(), 500, 500, 4, 0),
-    ("causal, grouped, cross", Causal(), 100, 700, 2, 0),
-    ("window", Causal(150), 500, 500, 4, 0),
-    ("local 1-D", Local1d(64, 64), 500, 500, 4, 0),
-    ("local 2-D", Local2d((20, 25), (8, 8), (4, 4)), 500, 500, 4, 0),
-    ("local 2-D causal", Local2d((20, 25), (8, 4), (3, 5), True), 500, 500, 4, 0),
-    ("relative, table short", Causal(), 500, 500, 4, 130),
-    ("relative, table long", Causal(), 500, 500, 2, 700),
-    ("relative, both ways", Full(), 500, 500, 4, 257),
-    ("pattern", MIXED, 500, 500, 2, 0),
-    ("relative, pattern", MIXED, 500, 500, 4, 257),
-    ("decode", Causal(), 1, 3000, 2, 0),
-    ("decode, relative", Causal(), 3, 3000, 4, 200),
-)
-CHECKED_TYPES = (
-    (torch.bfloat16, (64, 128, 80)),
-    (torch.float16, (64,)),
-    (torch.float32, (64, 128)),
-)
+SPLIT = Local2d((20, 25), (8, 4), (3, 5), causal=True)
 
 
-def checked() -> Iterator[tuple[Work, torch.dtype]]:
-    """What is compared with float64, every gradient included."""
-    for dtype, dims in CHECKED_TYPES:
-        for dim in dims:
-            for name, geometry, q_len, k_len, k_heads, rows in CHECKED:
-                size = (2, 4, q_len, k_len, dim, k_heads, rows)
-                yield Work("check", name, geometry, *size, backward=True), dtype
+def checks() -> Iterator[Work]:
+    """Every operation out and back, in sizes of which a dense reference has room. The first are
+    those of the bars, in the same compiled kernels."""
+    for work in bars():
+        if not work.backward and work.label != "L 8192":
+            canvas = work.group == "local_2d"
+            geometry = replace(CANVAS, grid=(32, 64)) if canvas else work.geometry
+            n = 2048 if canvas else 1300
+            small = replace(work, geometry=geometry, batch=1, q_len=n, k_len=n)
+            yield replace(small, label="check", peers=())
+
+    def check(group: str, label: str, geometry: Geometry, lengths: tuple[int, int], dim: int,
+              *features: str, batch: int = 2, heads: tuple[int, int] = (4, 4), rows: int = 0,
+              dtype: torch.dtype = torch.bfloat16) -> Work:  # fmt: skip
+        size = batch, heads[0], *lengths, dim, heads[1], rows
+        return Work(group, label, geometry, *size, dtype=dtype, features=features)
+
+    long, short, grouped = (500, 500), (100, 700), (4, 2)
+    relative, both, causal = "relative", Full(), Causal()
+    yield check("decode", "grouped", causal, (1, 3000), 128, heads=(8, 2))
+    yield check("decode", "table", causal, (3, 3000), 64, heads=grouped, rows=200)
+    yield check(relative, "clip, both ways", both, long, 64, rows=257)
+    yield check(relative, "zero, rel_v", both, long, 64, "zero", "rel_v", rows=257)
+    yield check(relative, "zero, one table, grouped", Causal(150), short, 80, "zero", "one table",
+                heads=grouped, rows=130)  # fmt: skip
+    yield check(relative, "lengths", both, long, 64, "lengths", batch=3, rows=257)
+    yield check("causal", "lengths", causal, long, 128, "lengths", batch=3)
+    yield check("causal", "transposed, grouped", causal, long, 128, "transposed", heads=grouped)
+    yield check(relative, "odd strides", causal, long, 64, "odd", rows=130)
+    yield check("causal", "sizes of 1", causal, long, 64, "single", batch=1, heads=(1, 1))
+    yield check("local_1d", "blocks of 64", Local1d(64, 64), long, 64)
+    yield check("local_2d", "causal, cut", SPLIT, long, 64)
+    yield check("pattern", "table", MIXED, long, 128, rows=257)
+    yield check(relative, "float16", causal, short, 64, rows=700, dtype=torch.float16)
+    yield check(relative, "float32", causal, long, 64, rows=130, dtype=torch.float32)

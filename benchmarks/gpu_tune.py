@@ -1,39 +1,80 @@
-"""Tile sizes timed on the device, for the table in attn_kernels/triton/configs.py.
-
-For every shape and every kernel of it: all sizes of `searched` are compiled and compared with the
-float64 reference, several at a time; those with right values are then timed one after the other.
-"""
+"""Tile sizes timed on the device, for the table in attn_kernels/triton/configs.py: the default of
+each kernel, and a few that its machine code recommends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import cache
-from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from attn_kernels.triton.configs import Config, Kind, candidates, fits
+from attn_kernels.triton.configs import Config, candidates, fits
 from attn_kernels.triton.launch import Call, forward, launch_forward
 from attn_kernels.triton.launch_backward import Backward
 
-from . import gpu_values
+from . import gpu_calls, gpu_values
 from .gpu_calls import Work
-from .worker import JobError, Worker, run_all
+
+TMA = "described"
+LATE = "late", TMA
 
 
-def searched(kind: Kind) -> list[Config]:
-    """The candidates of configs.py, and every other size that fits, in every way."""
-    sizes = (32, 64, 128)
-    ways: list[dict[str, bool]] = [{}]
-    if kind.describable and kind.arch >= 90:
-        ways.append({"described": True, "late": kind.direction == "forward"})
-    if kind.relative and kind.direction != "grad_kv":
-        ways += [way | {"whole": True} for way in ways]
-    grid = [Config(*x, **way) for way in ways for x in product(sizes, sizes, (4, 8), (1, 2, 3))]
-    return list(dict.fromkeys([*candidates(kind), *(x for x in grid if fits(kind, x))]))
+class Change(NamedTuple):
+    """What is tried instead of the default: a name, and the settings that differ."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...]
+
+
+DEFAULT = Change("default", ())
+
+
+def tile(block_q: int, block_k: int, num_warps: int, num_stages: int, *ways: str) -> Change:
+    """A configuration, whatever the default is."""
+    named = {way: way in ways for way in (*LATE, "whole")}
+    config = asdict(Config(block_q, block_k, num_warps, num_stages, **named))
+    name = " ".join((f"{block_q}x{block_k} {num_warps} {num_stages}", *ways))
+    return Change(name, tuple(config.items()))
+
+
+def without(*ways: str) -> Change:
+    """The default without these."""
+    return Change(f"without {' '.join(ways)}", tuple((way, False) for way in ways))
+
+
+# By group, head dim and kernel. CONTRIBUTING.md says what is expected of them.
+TRIED: dict[tuple[str, int, str], tuple[Change, ...]] = {
+    ("causal", 128, "forward"): (without(*LATE), tile(128, 64, 8, 3, *LATE)),
+    ("causal", 128, "grad_q"): (without(TMA), tile(64, 64, 4, 2, TMA)),
+    ("causal", 128, "grad_kv"): (tile(32, 128, 8, 2), tile(64, 64, 4, 2)),
+    ("causal", 64, "forward"): (without(*LATE), tile(64, 128, 4, 3, *LATE)),
+    ("causal", 64, "grad_q"): (without(TMA), tile(64, 64, 4, 2, TMA)),
+    ("causal", 64, "grad_kv"): (tile(64, 64, 4, 2), tile(32, 128, 8, 2)),
+    ("relative", 128, "forward"): (tile(128, 64, 8, 2, *LATE, "whole"), tile(64, 32, 4, 2)),
+    ("relative", 128, "grad_q"): (tile(64, 32, 4, 2, TMA, "whole"), tile(32, 32, 4, 2)),
+    ("relative", 128, "grad_kv"): (tile(32, 32, 4, 2), tile(64, 64, 4, 2)),
+    ("relative", 64, "forward"): (tile(128, 64, 8, 2, *LATE, "whole"), tile(64, 64, 4, 2)),
+    ("relative", 64, "grad_q"): (tile(64, 32, 4, 2, TMA), tile(64, 32, 4, 2, TMA, "whole")),
+    ("relative", 64, "grad_kv"): (tile(64, 128, 8, 2, TMA), tile(64, 64, 4, 2)),
+    ("local_2d", 128, "forward"): (tile(64, 64, 4, 2), tile(64, 128, 4, 2)),
+    ("local_2d", 128, "grad_q"): (tile(64, 32, 4, 2),),
+    ("local_2d", 128, "grad_kv"): (tile(32, 64, 4, 2), tile(64, 64, 4, 1)),
+    ("local_2d", 64, "forward"): (tile(64, 64, 4, 2), tile(64, 128, 4, 2)),
+    ("local_2d", 64, "grad_q"): (tile(64, 32, 4, 2),),
+    ("local_2d", 64, "grad_kv"): (tile(32, 64, 4, 2), tile(64, 64, 4, 3)),
+}  # fmt: skip
+
+
+def tried() -> Iterator[tuple[Work, str, Change]]:
+    """The bars' shapes, but the longest, each kernel's default first."""
+    for work in gpu_calls.bars():
+        if work.backward or work.label == "L 16384":
+            continue
+        for direction in ("forward", "grad_q", "grad_kv"):
+            if changes := TRIED.get((work.group, work.dim, direction)):
+                yield from ((work, direction, change) for change in (DEFAULT, *changes))
 
 
 def call_of(work: Work, inputs: list[Tensor]) -> Call:
@@ -46,28 +87,14 @@ def call_of(work: Work, inputs: list[Tensor]) -> Call:
     )  # fmt: skip
 
 
-def directions(work: Work) -> list[str]:
-    if not work.backward:
-        return ["forward"]
-    return ["grad_q", "grad_kv"]
-
-
-def configs_of(work: Work) -> list[tuple[str, Kind, Config]]:
-    """What is tried for a shape."""
-    call = call_of(work, work.inputs())
-    kinds = [(name, call.kind(name)) for name in directions(work)]
-    return [(name, kind, config) for name, kind in kinds for config in searched(kind)]
-
-
 def prepared(
-    work: Work, direction: str
+    call: Call, work: Work, direction: str
 ) -> tuple[Callable[[Config], object], Callable[[], dict[int, Tensor]]]:
     """A launch of one kernel, and its results by their place in what truth_of returns."""
-    call = call_of(work, [x.detach() for x in work.inputs()])
     out, lse = forward(call)
     if direction == "forward":
         return lambda config: launch_forward(call, config, out, lse), lambda: {0: out}
-    backward = Backward(call, gpu_values.gradient_of(work, call.q.dtype), out, None, lse)
+    backward = Backward(call, gpu_values.gradient_of(work), out, None, lse)
     launches = dict(backward.steps())
     launches[None](None)
 
@@ -81,57 +108,29 @@ def prepared(
 
 @cache
 def expected(work: Work) -> list[Tensor]:
-    return gpu_values.sampled_truth(work, work.inputs())
+    return gpu_values.sampled_truth(work, work.inputs(), both_ways=True)
 
 
-def errors_of(work: Work, direction: str, config: Config) -> tuple[float, float]:
-    """Compile, run, compare."""
-    launch, results = prepared(work, direction)
+def time_tile(work: Work, direction: str, change: Change, compile_only: bool = False) -> dict:
+    """One configuration of one kernel: compiled, compared and timed."""
+    call = call_of(work, [x.detach() for x in work.inputs()])
+    kind = call.kind(direction)
+    default = candidates(kind)[0]
+    config = replace(default, **dict(change.settings))
+    row: dict[str, Any] = {"direction": direction, "config": asdict(config)}
+    if change != DEFAULT and config == default:
+        return row | {"left_out": "it is the default"}
+    if not fits(kind, config):
+        return row | {"left_out": "it does not fit"}
+    launch, results = prepared(call, work, direction)
     launch(config)
+    gpu_values.synchronize()
+    if compile_only:
+        return row
     found = results()
     values = [gpu_values.sampled(work, x, place) for place, x in found.items()]
-    return gpu_values.errors(values, [expected(work)[place] for place in found])
-
-
-def milliseconds_of(work: Work, direction: str, config: Config) -> float:
-    launch, _ = prepared(work, direction)
-    return gpu_values.milliseconds(lambda: launch(config))
-
-
-def tune(
-    report: Any, works: list[Work], worker: Worker, processes: int, seconds: Callable[[], float]
-) -> bool:
-    """Fill report.configs; False if any size gives wrong values."""
-    limits = gpu_values.TOLERANCE[torch.bfloat16]
-    fine = True
-    for work in works:
-        if seconds() <= 0:
-            break
-        tried = worker.run((configs_of, work), seconds())
-        jobs = [(errors_of, work, direction, config) for direction, _, config in tried]
-        found = run_all(jobs, processes, seconds)
-        rows = []
-        for (direction, kind, config), error in zip(tried, found, strict=True):
-            row = {"group": work.group, "work": work.label, "direction": direction}
-            row |= {"kind": asdict(kind), "config": asdict(config)}
-            if isinstance(error, JobError):
-                row["failed"] = str(error)
-            elif not gpu_values.within(error, limits):
-                fine = False
-                row |= {"errors": error, "failed": "wrong values"}
-            else:
-                try:
-                    job = (milliseconds_of, work, direction, config)
-                    row |= {"errors": error, "milliseconds": worker.run(job, seconds())}
-                except JobError as late:
-                    row["failed"] = str(late)
-            rows.append(row)
-        report.configs += rows
-        report.write()
-        for direction in directions(work):
-            timed = [x for x in rows if x["direction"] == direction and "milliseconds" in x]
-            print(work.group, work.label, direction, f"{len(timed)} sizes", flush=True)
-            for row in sorted(timed, key=lambda x: x["milliseconds"])[:5]:
-                config = Config(**row["config"])
-                print(f"  {row['milliseconds']:.3f} ms  {config}", flush=True)
-    return fine
+    error = gpu_values.errors(values, [expected(work)[place] for place in found])
+    row["errors"] = error
+    if not gpu_values.within(error, gpu_values.TOLERANCE[work.dtype]):
+        return row | {"wrong": [direction]}
+    return row | {"milliseconds": gpu_values.milliseconds(lambda: launch(config))}

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from attn_kernels.core.backends import status
+
 WIDTHS = (128, 256, 512)  # bits of a vector; one that the CPU lacks is emulated, and slower
 READ_FLOATS = 1 << 25  # 128 MiB for each thread: more than its share of any cache
 TRIES = 3
@@ -45,6 +47,12 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def kernels_error() -> str:
+    """Why the kernels cannot be measured here, in one line, or ""."""
+    reason = status("cpu").reason
+    return reason and f"nothing to measure: {reason}"
 
 
 def usable_cores() -> int:

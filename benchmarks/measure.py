@@ -105,14 +105,14 @@ def interleaved(
     """Seconds per call, round by round, and what the gauge told before each round.
 
     Steps take turns, each round in another order, so that a slow minute of the machine hits all.
-    One that exceeds its budget of seconds takes fewer rounds, but 3 at least.
+    One that exceeds its budget of seconds takes fewer rounds, but 3 unless fewer are asked for.
     """
     calls, left = {}, {}
     for name, step in steps.items():
         progress(f"{name} warm-up")
         once = min(seconds_per_call(step, 1) for _ in range(2))
         calls[name] = max(1, math.ceil(MIN_SECONDS / max(once, 1e-7)))
-        left[name] = max(3, min(rounds, int(budget / (once * calls[name]))))
+        left[name] = min(rounds, max(3, int(budget / (once * calls[name]))))
     times: dict[str, list[float]] = {name: [] for name in steps}
     limits = []
     names = list(steps)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,8 +13,10 @@ import torch
 from attn_kernels import use_backend
 
 from .case import Case, Shape
+from .worker import JobError, Worker
 
 M_MMAP_THRESHOLD, SMALLEST_MAPPING = -3, 1 << 16
+MOST_SECONDS = 600  # for two calls, in a process that has to start first
 
 
 def total_memory() -> int:
@@ -45,11 +45,15 @@ def extra_bytes(
     backward: bool,
     threads: int,
     backend: str | None,
-) -> int:
-    """Peak memory of the second call, beyond inputs and results. Runs in the other process."""
+) -> int | None:
+    """Peak memory of the second call, beyond inputs and results; None where Linux does not tell.
+
+    Runs in the other process.
+    """
     from .cases import CASES
     from .common import make_step, providers
 
+    return_freed_memory()
     torch.set_num_threads(threads)
     prepare = providers(CASES[case_name])[provider].prepare
     with use_backend(backend):
@@ -58,35 +62,30 @@ def extra_bytes(
         gc.collect()
         with ThreadPoolExecutor(1) as pool:  # a new thread keeps no scratch memory of earlier calls
             pool.submit(int).result()
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-            before = resident("VmRSS")
-            results = pool.submit(step).result()
-            peak = resident("VmHWM")
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+                before = resident("VmRSS")
+                results = pool.submit(step).result()
+                peak = resident("VmHWM")
+            except OSError:
+                return None
     kept = sum(result.untyped_storage().nbytes() for result in results)
     return max(0, peak - before - kept)
 
 
 class MemoryMeter:
-    """Measures in the other process; None where Linux does not tell, or if memory runs out."""
+    """Measures in the other process; None also where that fails, for lack of memory, say."""
 
     def __init__(self) -> None:
-        self.pool: ProcessPoolExecutor | None = None
+        self.worker = Worker()
 
     def __call__(self, case: Case, provider: str, *rest: object) -> int | None:
         """extra_bytes() of one provider of a case."""
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), initializer=return_freed_memory
-            )
         try:
-            return self.pool.submit(extra_bytes, case.name, provider, *rest).result()
-        except OSError:
-            return None
-        except BrokenProcessPool:
-            self.pool = None
+            return self.worker.run((extra_bytes, case.name, provider, *rest), MOST_SECONDS)
+        except JobError:
             return None
 
     def close(self) -> None:
         """End the other process."""
-        if self.pool is not None:
-            self.pool.shutdown()
+        self.worker.stop()

@@ -51,7 +51,7 @@ def page(recording: Recording) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>attn_kernels on {escape(recording.environment['device'])}</title>",
+        f"<title>attn_kernels on {escape(recording.device)}</title>",
         f"<style>{STYLE}</style></head><body>",
         "<h1>attn_kernels: measured</h1>",
         f"<pre>{escape(header(recording.environment))}</pre>",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .report import grouped, threads_text
-from .results import DIRECTIONS, OURS, Recording, Result
+from .results import DIRECTIONS, OURS, Recording, Result, trusted
 from .sweeps import fits, power, series, swept
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ def ratios(groups: list[list[Result]]) -> Figure:
             color=COLOURS[i % len(COLOURS)],
             label=label,
         )
-        axes.bar_label(bars, [f" {r.speedup:.2f}" for r in known], fontsize=6)
+        axes.bar_label(
+            bars, [f" {r.speedup:.2f}{' in doubt' if r.doubt else ''}" for r in known], fontsize=6
+        )
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_yticks(range(len(shapes)), shapes)
     axes.invert_yaxis()
@@ -123,7 +125,7 @@ def overview(groups: list[list[Result]]) -> Figure:
     drawn, (axes,) = figure(1, 8.4, 0.9 + 0.2 * len(groups))
     labels = []
     for i, results in enumerate(groups):
-        first, known = results[0], [r.speedup for r in results if r.speedup is not None]
+        first, known = results[0], [r.speedup for r in trusted(results)]
         mean = statistics.geometric_mean(known)
         kind = COLOURS[("float32", "bfloat16", "float16", "float64").index(first.dtype)]
         alpha = 1 if first.direction == "forward" else 0.7
@@ -138,7 +140,7 @@ def overview(groups: list[list[Result]]) -> Figure:
     axes.set(
         xscale="log", xlabel="times faster than the best peer: geometric mean, range of shapes"
     )
-    every = [r.speedup for results in groups for r in results if r.speedup]
+    every = [r.speedup for results in groups for r in trusted(results)]
     axes.set_xlim(min(0.9, *every) / 1.1, max(1.1, *every) * 1.3)
     ticks = [2.0**n for n in range(-6, 10) if min(1, *every) <= 2.0**n <= max(1, *every)]
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -186,7 +188,7 @@ def roofline(recording: Recording, threads: int) -> Figure:
         yscale="log",
         xlabel="operations on visible pairs per byte of inputs and results",
         ylabel="GFLOP/s",
-        title=f"{recording.environment['device']}, {threads_text(threads)}",
+        title=f"{recording.device}, {threads_text(threads)}",
     )
     axes.legend(ncols=2, fontsize=6)
     return drawn

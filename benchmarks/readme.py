@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import plots, summary, support
 from .drawings import DRAWINGS, Drawing
+from .machine import kernels_error
 from .results import Recording, Result, load
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def main(arguments: list[str]) -> int:
     """Write, or check."""
     if arguments not in ([], ["--check"]):
         sys.exit(__doc__)
+    if error := kernels_error():  # the table of what is supported tries them
+        sys.exit(error)
     if not arguments:
         write()
         return 0

@@ -15,13 +15,15 @@ import torch
 import attn_kernels
 
 from . import machine
-from .results import DIRECTIONS, OURS, Entry, Result
+from .results import DIRECTIONS, MOST_OF_PEAK, MOST_SPREAD, OURS, Entry, Result, trusted
 
-LEGEND = """\
+LEGEND = f"""\
 Times are medians per call, with half the distance of the quartiles. GFLOP/s count visible pairs.
 Peak is what these threads reach, measured between the rounds: float32 FMA, half of it for float64,
 native bfloat16 products where the CPU has them; for decoding the bandwidth of reading memory.
-Extra MiB is memory beyond inputs and results, ours and the best peer's."""
+Extra MiB is memory beyond inputs and results, ours and the best peer's.
+A shape is left out of the means, and marked, if rounds of ours or of the best peer are spread by
+more than ±{MOST_SPREAD:.0%}, or if our rate is more than {MOST_OF_PEAK:.0%} of the peak."""
 
 
 def commit() -> str:
@@ -60,6 +62,7 @@ def header(found: dict) -> str:
         ("", "device"), ("", "system"), ("cores usable", "cores"), ("", "date"),
         ("attn_kernels", "attn_kernels"), ("commit", "commit"), ("torch", "torch"),
         ("Python", "python"), ("backend", "backend"), ("", "cpu_backend"),
+        ("interrupted", "interrupted"),
         ("CUDA", "cuda"), ("Triton", "triton"),
     )  # fmt: skip
     known = [f"{name} {found[key]}".strip() for name, key in names if found.get(key)]
@@ -87,8 +90,19 @@ def duration(seconds: float) -> str:
 
 
 def timing(entry: Entry) -> str:
-    """Median and spread."""
-    return f"{duration(entry.median)} ±{100 * entry.spread:.0f}%"
+    """Median and spread, which a single round does not tell."""
+    spread = f" ±{entry.spread:.0%}" if entry.seconds[1:] else ""
+    return duration(entry.median) + spread
+
+
+def ratio(result: Result) -> str:
+    """How much faster than the best peer, and which that is."""
+    return "-" if result.speedup is None else f"{result.speedup:.2f}x {result.best_peer}"
+
+
+def title_of(title: str, dtype: str, direction: str, threads: int) -> str:
+    """What a table holds: an operation's title, a dtype, a direction, a number of threads."""
+    return f"{title}, {dtype}, {DIRECTIONS[direction]}, {threads_text(threads)}"
 
 
 def mebibytes(entry: Entry | None) -> str:
@@ -119,14 +133,15 @@ def table(results: list[Result]) -> Table:
     others = list(dict.fromkeys(name for r in results for name in r.entries if name != OURS))
     notes: list[str] = []
 
+    def noted(text: str, note: str) -> str:
+        if note not in notes:
+            notes.append(note)
+        return f"{text} ({notes.index(note) + 1})"
+
     def cell(entry: Entry | None) -> str:
         if entry is None:
             return "-"
-        if entry.seconds:
-            return timing(entry)
-        if entry.skipped not in notes:
-            notes.append(entry.skipped)
-        return f"- ({notes.index(entry.skipped) + 1})"
+        return timing(entry) if entry.seconds else noted("-", entry.skipped)
 
     speed = "GB/s" if first.reads_only else "GFLOP/s"
     rows = [
@@ -143,15 +158,17 @@ def table(results: list[Result]) -> Table:
         ]
     ]
     for r in results:
-        speedup = "-" if r.speedup is None else f"{r.speedup:.2f}x {r.best_peer}"
+        speedup = ratio(r)
+        if r.doubt:
+            speedup = noted(speedup, f"left out of the means: {r.doubt}")
         peak = "-" if r.part_of_peak is None else f"{100 * r.part_of_peak:.0f}%"
         best = mebibytes(r.entries[r.best_peer] if r.best_peer else None)
         times = [cell(r.entries.get(name)) for name in (OURS, *others)]
         memory = [mebibytes(r.entries[OURS]), best]
         rows.append([r.shape, *times, speedup, f"{r.rate / 1e9:.1f}", peak, *memory, r.source])
-    title = f"{first.title}, {first.dtype}, {DIRECTIONS[first.direction]}"
+    title = title_of(first.title, first.dtype, first.direction, first.threads)
     notes = [f"({i}) {note}" for i, note in enumerate(notes, 1)]
-    return Table(f"{title}, {threads_text(first.threads)}", rows, notes, speedup_summary(results))
+    return Table(title, rows, notes, speedup_summary(results))
 
 
 def as_text(found: Table) -> str:
@@ -167,8 +184,8 @@ def as_text(found: Table) -> str:
 
 
 def speedup_summary(results: list[Result]) -> str:
-    """The geometric mean over shapes, and the worst."""
-    known = [r for r in results if r.speedup is not None]
+    """The geometric mean over shapes, and the worst, without those that are in doubt."""
+    known = trusted(results)
     if len(known) < 2:
         return ""
     worst = min(known, key=lambda r: r.speedup)

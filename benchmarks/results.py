@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 OURS = "attn_kernels"
+# Times that are noise: the rounds of ours, or of the best peer, are spread wider than this part of
+# the median, or ours is faster than the machine's peak, which is itself known to a few percent.
+MOST_SPREAD, MOST_OF_PEAK = 0.25, 1.05
 FORMAT = 2  # written; read: this one, 1, and the files of benchmarks.gpu
 DIRECTIONS = {
     "forward": "forward",
@@ -99,6 +102,19 @@ class Result:
         halved = self.dtype == "float64" and not self.reads_only
         return self.rate / statistics.median(self.limits) * (2 if halved else 1)
 
+    @property
+    def doubt(self) -> str:
+        """Why the times say nothing, or "".
+
+        Float16 may be faster than the peak it is compared with, which is that of float32.
+        """
+        times = [self.entries[name] for name in (OURS, self.best_peer) if name is not None]
+        if any(entry.spread > MOST_SPREAD for entry in times):
+            return f"the rounds are spread by more than ±{MOST_SPREAD:.0%}"
+        if self.dtype != "float16" and (self.part_of_peak or 0.0) > MOST_OF_PEAK:
+            return f"the rate is more than {MOST_OF_PEAK:.0%} of the machine's peak"
+        return ""
+
     def total_bytes(self, name: str) -> int | None:
         """Memory of a call: inputs, results and what it takes besides."""
         extra = self.entries[name].extra_bytes
@@ -113,6 +129,11 @@ class Recording:
     results: list[Result]
     path: Path | None = None
 
+    @property
+    def device(self) -> str:
+        """The machine's name, as far as the file tells."""
+        return self.environment.get("device", "an unknown device")
+
 
 class UnknownFormat(ValueError):
     """A file that this version cannot read; the message names it and says why."""
@@ -123,7 +144,9 @@ def save(recording: Recording, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     results = [asdict(result) for result in recording.results]
     data = {"format": FORMAT, "environment": recording.environment, "results": results}
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(data, indent=1) + "\n")
+    part.replace(path)  # at once: a run may be cut short while it writes
 
 
 def load(path: Path) -> Recording:
@@ -134,17 +157,29 @@ def load(path: Path) -> Recording:
         data = json.loads(path.read_text())
     except ValueError as error:
         raise UnknownFormat(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict) or not {"environment", "results"} <= data.keys():
+    parts = {"environment": dict, "results": list}
+    if not isinstance(data, dict) or not all(isinstance(data.get(k), parts[k]) for k in parts):
         raise UnknownFormat(f"{path} is not a recording of this benchmark suite")
     version = data.get("format", "gpu" if "checks" in data else None)
     readers = {"gpu": older.from_gpu, 1: older.from_format_1, FORMAT: lambda rows: rows}
     if version not in readers:
         raise UnknownFormat(f"{path} has format {version}; this version reads 1 and {FORMAT}")
-    results = [from_data(row) for row in readers[version](data["results"])]
+    try:
+        results = [from_data(row) for row in readers[version](data["results"])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UnknownFormat(f"{path} has a result that cannot be read ({reason})") from None
     return Recording(data["environment"], results, path)
 
 
 def from_data(data: dict) -> Result:
     """A result of the current format."""
     entries = {name: Entry(**entry) for name, entry in data["entries"].items()}
+    if not entries[OURS].seconds:
+        raise ValueError(f"no times of {OURS}")
     return Result(**{**data, "entries": entries})
+
+
+def trusted(results: list[Result]) -> list[Result]:
+    """Those that count in means of ratios: a peer ran beside, and the times are not noise."""
+    return [r for r in results if r.speedup is not None and not r.doubt]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 from attn_kernels import causal_attention
 
-from .machine import library, measure
+from .machine import kernels_error, library, measure
 
 SOURCE = Path(__file__).with_name("stages.cpp")
 KERNELS = Path(__file__).parents[1] / "csrc"
@@ -93,6 +94,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--seconds", type=float, default=0.2, help="for each stage")
     options = parser.parse_args()
+    if error := kernels_error():
+        sys.exit(error)
     torch.set_num_threads(1)
     peaks = measure(1)
     peak = peaks.fma_flops if peaks else float("nan")

@@ -6,7 +6,7 @@ import re
 import statistics
 
 from .report import duration, grouped, mebibytes, threads_text
-from .results import DIRECTIONS, OURS, Entry, Recording, Result
+from .results import DIRECTIONS, OURS, Entry, Recording, Result, trusted
 from .sweeps import fits, power, swept
 
 SCALING = (
@@ -58,7 +58,7 @@ def picture_name(kind: str, recording: Recording) -> str:
 def pictures(recording: Recording) -> dict[str, list[list[Result]]]:
     """What the pictures show: every table's ratios, and how time and memory grow."""
     shown = {}
-    groups = [g for g in grouped(recording.results).values() if any(r.speedup for r in g)]
+    groups = [g for g in grouped(recording.results).values() if trusted(g)]
     if groups:
         shown["speed"] = groups
     for (op, axis, dtype, direction, _), results in swept(recording.results).items():
@@ -68,14 +68,15 @@ def pictures(recording: Recording) -> dict[str, list[list[Result]]]:
 
 
 def ratio_cell(results: list[Result]) -> str:
-    """The geometric mean of the ratios, and their range."""
-    known = [r.speedup for r in results if r.speedup is not None]
+    """The geometric mean of the ratios, their range, and how many are in doubt and left out."""
+    known = [r.speedup for r in trusted(results)]
+    doubtful = sum(bool(r.doubt) for r in results)
+    left_out = f", {doubtful} left out" if doubtful else ""
     if not known:
-        return "-"
+        return f"-{left_out}"
     mean = statistics.geometric_mean(known)
-    return (
-        f"**{mean:.2f}** ({min(known):.2f} to {max(known):.2f})" if known[1:] else f"**{mean:.2f}**"
-    )
+    spread = f" ({min(known):.2f} to {max(known):.2f})" if known[1:] else ""
+    return f"**{mean:.2f}**{spread}{left_out}"
 
 
 def peers_cell(results: list[Result]) -> str:
@@ -180,7 +181,7 @@ def full_table(results: list[Result]) -> list[str]:
                 r.source or "-",
                 duration(r.entries[OURS].median),
                 f"{duration(best.median)} ({r.best_peer})" if best else "-",
-                f"{r.speedup:.2f}" if r.speedup else "-",
+                (f"{r.speedup:.2f}" if r.speedup else "-") + (" (left out)" if r.doubt else ""),
                 f"{r.rate / 1e9:.0f}",
                 peak,
                 f"{mebibytes(r.entries[OURS])}, {r.best_peer or 'peer'} {mebibytes(best)}",
@@ -192,4 +193,8 @@ def full_table(results: list[Result]) -> list[str]:
         for r, row in zip(results, rows, strict=True):
             row.append(f"{r.entries[OURS].median / r.entries['our causal'].median:.2f}")
     title = f"### {first.op}, {first.dtype}, {DIRECTIONS[first.direction]}, "
-    return [title + threads_text(first.threads), "", *markdown_table(head, rows)]
+    lines = [title + threads_text(first.threads), "", *markdown_table(head, rows)]
+    for reason in dict.fromkeys(r.doubt for r in results if r.doubt):
+        shapes = ", ".join(r.shape for r in results if r.doubt == reason)
+        lines += [f"Left out of the means, because {reason}: {shapes}.", ""]
+    return lines

@@ -92,7 +92,8 @@ def series(results: list[Result], name: str, what: str) -> list[tuple[float, flo
     """(value along the axis, seconds or bytes) of one provider.
 
     Seconds are at the highest rate that the machine showed in this sweep: a point that was measured
-    while other work halved its peak counts half. Bytes are all that a call takes.
+    while other work halved its peak counts half, and one that is in doubt not at all. Bytes are all
+    that a call takes.
     """
     points = []
     highest = max((statistics.median(r.limits) for r in results if r.limits), default=1.0)
@@ -102,6 +103,8 @@ def series(results: list[Result], name: str, what: str) -> list[tuple[float, flo
             continue
         if what == "memory":
             y = result.total_bytes(name)
+        elif result.doubt:
+            continue
         elif result.limits and result.axis != "threads":
             y = entry.median * statistics.median(result.limits) / highest
         else:
@@ -149,4 +152,5 @@ def fit_text(results: list[Result]) -> str:
         f"  {name:14} time ~ {power(first.axis, time):16} memory ~ {power(first.axis, memory)}"
         for name, (time, memory) in fits(results).items()
     ]
+    lines += [f"  left out at {r.value}: {r.doubt}" for r in results if r.doubt]
     return "\n".join([title, *lines])

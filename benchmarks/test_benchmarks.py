@@ -16,10 +16,13 @@ from attn_kernels import use_backend
 from .case import Shape
 from .cases import CASES
 from .common import OURS, check_against_float64, check_values, providers
+from .machine import kernels_error
 from .options import CHOICES, DTYPES
 
 pytest.importorskip("pytest_benchmark", reason="pip install -r requirements/bench.txt")
 DTYPE = DTYPES[os.environ.get("ATTN_KERNELS_BENCH_DTYPE", "float32")]
+if error := kernels_error():
+    pytest.exit(error, returncode=1)
 WORK = [
     (case.name, shape, direction, name)
     for case in CASES.values()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from queue import SimpleQueue
 from typing import Any
 
@@ -32,6 +34,17 @@ def serve(pipe: Any) -> None:
         pipe.send((True, result))
 
 
+def start_uninterrupted(process: Any) -> None:
+    """Start a process that Ctrl-C does not reach: a terminal interrupts everything that runs in it,
+    but who started the process ends it. A mask is inherited, and holds before any import."""
+    resource_tracker.ensure_running()  # or process.start() starts it, which unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Worker:
     """A process that runs jobs, replaced after one that fails."""
 
@@ -47,7 +60,7 @@ class Worker:
             context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
             self.pipe, other = context.Pipe()
             self.process = context.Process(target=serve, args=(other,))
-            self.process.start()
+            start_uninterrupted(self.process)
             other.close()
         try:
             self.pipe.send(job)
@@ -69,33 +82,37 @@ class Worker:
         """End the process, whatever it does."""
         if self.process is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(5)  # a driver that hangs may not let go of it
             self.pipe.close()
         self.process = self.pipe = None
 
 
-def run_all(jobs: list[Job], processes: int, seconds: Callable[[], float]) -> list[Any]:
-    """The jobs' results in order, several at a time; a JobError stands where one failed.
+def run_all(
+    jobs: list[Job],
+    workers: list[Worker],
+    seconds: Callable[[], float],
+    done: Callable[[int, Any], None] = lambda place, result: None,
+) -> list[Any]:
+    """The jobs' results in order, as many at a time as there are workers; a JobError stands where
+    one failed.
 
-    seconds() is asked when a job starts.
+    seconds() is asked when a job starts; done(place, result) is called when one ends, by its
+    thread.
     """
     idle: SimpleQueue[Worker] = SimpleQueue()
-    workers = [Worker() for _ in range(min(processes, len(jobs)))]
     for worker in workers:
         idle.put(worker)
 
-    def run(job: Job) -> Any:
+    def run(place: int) -> Any:
         worker = idle.get()
         try:
-            return worker.run(job, seconds())
+            result = worker.run(jobs[place], seconds())
         except JobError as error:
-            return error
+            result = error
         finally:
             idle.put(worker)
+        done(place, result)
+        return result
 
-    try:
-        with ThreadPoolExecutor(max(1, len(workers))) as pool:
-            return list(pool.map(run, jobs))
-    finally:
-        for worker in workers:
-            worker.stop()
+    with ThreadPoolExecutor(max(1, len(workers))) as pool:
+        return list(pool.map(run, range(len(jobs))))

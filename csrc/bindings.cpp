@@ -148,6 +148,15 @@ Tensor as_type(const Tensor& x, ScalarType dtype) {
   return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
 }
 
+// Conversion comes first: it gives memory that overlapped an order of its own.
+Tensor rows_as_type(const Tensor& x, ScalarType dtype) {
+  return rows_contiguous(as_type(x, dtype));
+}
+
+Tensor whole_as_type(const Tensor& x, ScalarType dtype) {
+  return torch::stable::contiguous(as_type(x, dtype));
+}
+
 View view_of(const Tensor& x) { return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
 
 // The arguments that both operators share; core/call.py says what they are.
@@ -272,7 +281,7 @@ struct Inputs {
       STD_TORCH_CHECK(x.dim() == 2 && (x.size(0) == 1 || x.size(0) == q.size(1)),
                       "attn_kernels: a bias does not fit q; call attn_kernels.attention");
       bias.zero_row = zero_row(zero, x.size(1), geometry.causal);
-      bias_table = torch::stable::contiguous(as_type(x, arithmetic_type(q)));
+      bias_table = whole_as_type(x, arithmetic_type(q));
       bias.table = {bias_table->data_ptr(), x.size(0) == 1 ? 0 : x.size(1), x.size(1)};
     } else {
       STD_TORCH_CHECK(false, "attn_kernels: unknown term ", name);
@@ -305,14 +314,14 @@ struct Inputs {
   Tensor head_tables(const Tensor& x, int64_t dim) const {
     STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == dim && (x.size(0) == 1 || x.size(0) == q.size(1)),
                     "attn_kernels: a relative table does not fit q; call attn_kernels.attention");
-    return torch::stable::contiguous(x);
+    return x;
   }
 
   OptionalTensor per_entry(const OptionalTensor& x) const {
     if (!x.has_value()) return {};
     STD_TORCH_CHECK(x->dim() == 1 && x->size(0) == q.size(0),
                     "attn_kernels: one number per batch entry");
-    return torch::stable::contiguous(as_type(*x, ScalarType::Long));
+    return whole_as_type(*x, ScalarType::Long);
   }
 
   Table table(const OptionalTensor& x) const {
@@ -332,6 +341,8 @@ struct Inputs {
     p.query_offset = call.query_offset, p.scale = scale, p.relative = relative, p.bias = bias;
     p.geometry = geometry;
     if (p.geometry.kind == GeometryKind::kPattern) set_table(p.geometry);
+    STD_TORCH_CHECK(fits(p.geometry, p.q_len, p.k_len),
+                    "attn_kernels: the geometry does not fit q; call attn_kernels.attention");
   }
 
   void set_table(Geometry& g) const {
@@ -345,10 +356,10 @@ struct Inputs {
 
   // Keys and values in `dtype`, which is theirs or the arithmetic type; tables in `table_dtype`.
   void use_types(ScalarType dtype, ScalarType table_dtype, AttentionParams& p) {
-    k = as_type(k, dtype), v = as_type(v, dtype);
+    k = rows_as_type(k, dtype), v = rows_as_type(v, dtype);
     p.k = view_of(k), p.v = view_of(v), p.kv_dtype = dtype_of(k);
-    if (rel_k.has_value()) rel_k = as_type(*rel_k, table_dtype);
-    if (rel_v.has_value()) rel_v = as_type(*rel_v, table_dtype);
+    if (rel_k.has_value()) rel_k = whole_as_type(*rel_k, table_dtype);
+    if (rel_v.has_value()) rel_v = whole_as_type(*rel_v, table_dtype);
     p.relative.keys = table(rel_k), p.relative.values = table(rel_v);
   }
 };
@@ -432,12 +443,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& g
   BackwardParams p;
   in.fill(call, p);
   in.use_types(key_type, key_type, p);
-  const Tensor out_rows = rows_contiguous(out),
-               grad_rows = rows_contiguous(as_type(grad_out, dtype));
-  const Tensor lse_whole = torch::stable::contiguous(lse);
+  const Tensor out_rows = rows_as_type(out, dtype), grad_rows = rows_as_type(grad_out, dtype);
+  const Tensor lse_whole = whole_as_type(lse, arithmetic_type(q));
   OptionalTensor grad_lse_whole;
-  if (grad_lse.has_value())
-    grad_lse_whole = torch::stable::contiguous(as_type(*grad_lse, arithmetic_type(q)));
+  if (grad_lse.has_value()) grad_lse_whole = whole_as_type(*grad_lse, arithmetic_type(q));
   p.out = view_of(out_rows), p.lse = lse_whole.data_ptr(), p.grad_out = view_of(grad_rows);
   if (grad_lse_whole.has_value()) p.grad_lse = grad_lse_whole->data_ptr();
   p.grad_q = view_of(grad_q), p.grad_k = view_of(grad_k), p.grad_v = view_of(grad_v);

@@ -199,4 +199,14 @@ static inline Span key_run(const Geometry& g, const QueryTile& t, int64_t n) {
   return {start, start + at_most(width - col, box.count - n)};
 }
 
+// Whether the geometry's numbers keep kernels within these lengths.
+static inline bool fits(const Geometry& g, int64_t q_len, int64_t k_len) {
+  if (g.kind == GeometryKind::kLocal1d) return g.block > 0;
+  if (g.kind != GeometryKind::kLocal2d) return true;
+  if (g.block_rows < 1 || g.block_cols < 1 || g.halo_rows < 0 || g.halo_cols < 0) return false;
+  if (g.rows < 0 || g.cols < 0 || q_len != k_len) return false;
+  if (g.rows == 0 || g.cols == 0) return q_len == 0;
+  return q_len % g.cols == 0 && q_len / g.cols == g.rows;
+}
+
 }  // namespace attn_kernels

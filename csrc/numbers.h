@@ -1,9 +1,11 @@
-// Whole numbers: bounds and quotients.
+// Whole numbers: bounds, quotients, and how far positions and distances reach.
 #pragma once
 
 #include <cstdint>
 
 namespace attn_kernels {
+
+constexpr int64_t kFarthest = int64_t(1) << 60;  // FARTHEST of core/geometry.py
 
 static inline int64_t at_least(int64_t x, int64_t bound) { return x < bound ? bound : x; }
 static inline int64_t at_most(int64_t x, int64_t bound) { return x > bound ? bound : x; }

@@ -20,7 +20,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature has them
 napoleon_numpy_docstring = False
 
-SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Yields:")
+SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Yields:", "Example:")
 
 
 def plain_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
@@ -35,7 +35,8 @@ def plain_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
         if starts_block and not formula and heading not in SECTIONS:
             written += ["::", ""]
             formula = True
-        written.append(line if formula else line.replace("*", r"\*"))
+        code = formula or (indented and heading == "Example:")
+        written.append(line if code else line.replace("*", r"\*"))
     lines[:] = written
 
 

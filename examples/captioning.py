@@ -23,7 +23,7 @@ from .bpe import PAD, START, UNKNOWN
 from .data import captions
 from .data.emoji import Captioned
 from .options import Options, common, parser
-from .quality import Quality, main, report
+from .quality import NO_BACKEND, Quality, main, report
 from .training import Training, evaluating, shuffled
 from .words import Words
 
@@ -115,6 +115,7 @@ def run(arguments: list[str] | None = None) -> None:
         trained.seconds,
         data=kind,
         exact_captions=exact,
+        backend=NO_BACKEND,
     )
 
 

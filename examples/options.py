@@ -13,6 +13,7 @@ from attn_kernels import backends
 from .checkpoint import checkpoints
 from .data.source import need
 
+KERNELS = {"cpu": "cpu", "cuda": "triton"}  # by the type of device
 USED = {"safetensors": "safetensors", "matplotlib": "matplotlib", "PIL": "Pillow"}  # by all of them
 
 
@@ -26,7 +27,7 @@ class Options:
     out: Path
     resume: bool
     restart: bool
-    backend: str | None
+    backend: str
     threads: int | None
     device: str
     check: bool
@@ -56,7 +57,7 @@ def parser(name: str, description: str, steps: int) -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs") / name, help="folder (default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--restart", action="store_true", help="discard the checkpoint in --out")
-    add("--backend", choices=sorted(backends()), help="of attn_kernels (default: it chooses)")
+    add("--backend", choices=sorted(backends()), help="default: the device's kernels")
     add("--device", default="cpu", help="torch device (default: %(default)s)")
     add("--threads", type=positive, help="of torch (default: torch's)")
     add("--check", action="store_true", help="exit with 1 if the stated quality is not reached")
@@ -64,10 +65,14 @@ def parser(name: str, description: str, steps: int) -> argparse.ArgumentParser:
 
 
 def common(found: argparse.Namespace) -> Options:
-    """The shared options of a parsed command line; threads, seed and folder are made ready."""
+    """The shared options of a parsed command line; threads, seed and folder are made ready.
+
+    `found.backend` becomes the backend that trains.
+    """
     need(USED)
+    check_device(found.device)
+    found.backend = usable_backend(found.backend, found.device)
     options = Options(**{name: getattr(found, name) for name in Options.__dataclass_fields__})
-    check_machine(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -75,16 +80,24 @@ def common(found: argparse.Namespace) -> Options:
     return options
 
 
-def check_machine(options: Options) -> None:
-    """Raise unless this machine has the device and the backend."""
+def check_device(device: str) -> None:
+    """Raise unless this machine has the device."""
     try:
-        torch.empty(0, device=options.device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {options.device}: {error}") from error
-    if options.backend is not None:
-        found = backends()[options.backend]
-        if not found.available:
-            raise ValueError(f"--backend {options.backend}: {found.reason}")
+        raise ValueError(f"--device {device}: {error}") from error
+
+
+def usable_backend(asked: str | None, device: str) -> str:
+    """The backend asked for, or the kernels of the device; raise where they cannot run.
+
+    Models get it by name, so that none of them falls back on another one.
+    """
+    name = asked or KERNELS.get(torch.device(device).type, "reference")
+    if reason := backends()[name].reason:
+        without = "" if asked else "; --backend reference goes on without kernels"
+        raise ValueError(f"--backend {name}: {reason}{without}")
+    return name
 
 
 def prepare_folder(options: Options) -> None:

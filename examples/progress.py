@@ -17,8 +17,13 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
+def announce(work: str) -> None:
+    """Say what goes on, before it is silent for a while."""
+    print(f"{work} ...", file=sys.stderr, flush=True)
+
+
 class Progress:
-    """How far a training is, what it measured last, and how long it will take."""
+    """How far a training or other work is, what it measured last, and how long it will take."""
 
     def __init__(self, name: str, start: int, total: int) -> None:
         self.name, self.start, self.total = name, start, total
@@ -34,8 +39,9 @@ class Progress:
         bar = "#" * filled + "." * (WIDTH - filled)
         return f"{self.name} [{bar}] {step}/{self.total}  {values}  {clock(left)} left"
 
-    def show(self, step: int, figures: dict[str, float]) -> None:
+    def show(self, step: int, figures: dict[str, float] | None = None) -> None:
         """Redraw after a step."""
+        figures = figures or {}
         last = step == self.total
         if not self.live:
             if last or step % max(1, self.total // LINES) == 0:

@@ -18,6 +18,7 @@ from .data import MissingData
 from .options import Options
 
 FAILED, WRONG_INPUT = 1, 2  # exit statuses
+NO_BACKEND = "none: plain torch"  # of models that have no attention of this library
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def environment(options: Options) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "attn_kernels": attn_kernels.__version__,
-        "backend": options.backend or "default",
+        "backend": options.backend,
         "seed": options.seed,
         "steps": options.steps,
     }

@@ -72,6 +72,7 @@ def run(arguments: list[str] | None = None) -> None:
         steps=900,
         stated=10,
         learning_rate=3e-3,
+        has_backend=lambda given: given.luong,
         look=save_alignments,
         extend=add_luong,
     )

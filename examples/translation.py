@@ -16,7 +16,8 @@ from .bleu import bleu
 from .bpe import END, PAD, START, Vocabulary
 from .data import catalogues
 from .options import Options, common, parser
-from .quality import Quality, report
+from .progress import announce
+from .quality import NO_BACKEND, Quality, report
 from .training import Training, random_numbers, shuffled
 
 PLACEHOLDER = re.compile(r"%\(\w+\)\w|%\w|\{\w*\}")
@@ -68,6 +69,7 @@ class Corpus:
 
     def __init__(self, source: str, target: str, size: int = 1000) -> None:
         self.train, self.validation = catalogues.load(source, target)
+        announce(f"learning a vocabulary of {size} pieces")
         columns = zip(*map(self.numbered_pair, *self.train), strict=True)
         self.sources, self.targets = map(list, columns)
         self.vocabulary = Vocabulary(self.sources + self.targets, size)
@@ -159,6 +161,7 @@ def train_translator(
     learning_rate: float,
     look: Callable[[nn.Module, Corpus, Options], Any] | None = None,
     extend: Callable[[ArgumentParser], Any] | None = None,
+    has_backend: Callable[[Namespace], bool] = lambda given: True,
 ) -> None:
     """The whole example for a model with `loss(source, target)` and `translate(source)`.
 
@@ -168,6 +171,7 @@ def train_translator(
         stated: the BLEU that is promised.
         look: saves more samples of the trained model.
         extend: adds options of the example's own.
+        has_backend: whether the model has attention of this library.
     """
     made = parser(name, description, steps)
     made.add_argument("--source", default="en", help="language code (default: %(default)s)")
@@ -194,6 +198,7 @@ def train_translator(
     def search(ids: Tensor) -> Tensor:
         return model.translate(ids.to(device), beams=4, steps=LONGEST + 20)
 
+    announce(f"translating {len(corpus.validation.source)} sentences")
     found = corpus.translate(search, corpus.validation.source)
     print_samples(corpus, found, options)
     if look is not None:
@@ -203,4 +208,5 @@ def train_translator(
         Quality("BLEU of validation sentences", value, rival, figure, stated, higher_is_better=True)
         for rival, figure in baselines.items()
     ]
-    report(options, qualities, trained.seconds, languages=[given.source, given.target])
+    more = {} if has_backend(given) else {"backend": NO_BACKEND}
+    report(options, qualities, trained.seconds, languages=[given.source, given.target], **more)

@@ -200,6 +200,31 @@ def expanded(x: Tensor) -> Tensor:
     return x[:1].expand(x.shape)
 
 
+def overlapping_rows(x: Tensor, step: int = 1) -> Tensor:
+    """Windows that slide over memory: a row is the row before it, moved on by `step` numbers."""
+    length, dim = x.shape[-2:]
+    memory = x.flatten(-2)[..., : step * (length - 1) + dim].clone()
+    return memory.unfold(-1, dim, step)
+
+
+def overlapping_pairs(x: Tensor) -> Tensor:
+    """Windows of which each holds whole pairs of the one before it."""
+    return overlapping_rows(x, 2)
+
+
+def overlapping_entries(x: Tensor) -> Tensor:
+    """Batch entries (for a table: heads) that lie one number apart."""
+    entry = x[0].contiguous()
+    memory = x.flatten()[: entry.numel() + x.shape[0] - 1].clone()
+    return memory.as_strided(x.shape, (1, *entry.stride()))
+
+
+def overlapping_heads(x: Tensor) -> Tensor:
+    """Heads (for a table: rows) that lie one number apart."""
+    return overlapping_entries(x.transpose(0, 1)).transpose(0, 1)
+
+
+OVERLAPS = (overlapping_rows, overlapping_pairs, overlapping_entries, overlapping_heads)
 LAYOUTS = (sequence_major, with_gaps, last_dim_strided, dim_major, expanded)
 
 

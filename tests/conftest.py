@@ -5,6 +5,9 @@ it can run. "cpu": the C++ kernels once per instruction set of this machine, and
 not built fails the tests; "cpu-avx2" is that instruction set alone. "triton": new tensors are on the
 GPU. "reference" tests a pure-Python install: the same operations on the dense reference, without
 what only fused kernels have.
+
+--quick runs one case of each test for each backend and instruction set, and leaves out what takes
+many seconds: `make quick`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ import torch
 
 pytest.register_assert_rewrite("common", "operation_checks", "model_checks")
 
+import progress
 from common import HALF_TYPES, Target
+from quick import one_of_each
 from torch.utils._pytree import tree_map_only
 
 from attn_kernels.core.backends import MAX_TRITON_HEAD_DIM, cpu_library, status
@@ -51,6 +56,15 @@ def targets() -> list[Target]:
 TARGETS = targets()
 FUSED = list(dict.fromkeys(Target(each.name) for each in TARGETS if each.name != "reference"))
 NO_FUSED = pytest.param(None, marks=pytest.mark.skip(reason="the reference has no operators"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="one case of each test and backend")
+
+
+@pytest.hookimpl(trylast=True)  # behind the terminal's own
+def pytest_configure(config: pytest.Config) -> None:
+    progress.register(config)
 
 
 def pytest_report_header() -> str:
@@ -144,6 +158,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return too_wide or "float64" in item.name or item.originalname in NOT_ON_GPUS
 
     left_out = [item for item in items if repeats(item) or not_on_gpus(item)]
+    if config.getoption("--quick"):
+        gone = set(left_out)
+        kept = one_of_each((item for item in items if item not in gone), target_of)
+        left_out = [item for item in items if item not in kept]
     gone = set(left_out)
     # The interpreter's minutes come first, so that several processes end together.
     items[:] = sorted(

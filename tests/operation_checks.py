@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from common import (
     DTYPES,
     LAYOUTS,
+    OVERLAPS,
     Inputs,
     Target,
     Variant,
@@ -136,11 +137,28 @@ class OperationTests:
         self, backend: Target, variant: Variant, shape: Shape, layout: Callable[[Tensor], Tensor]
     ) -> None:
         """Any strides: every kernel reads by them, and gaps in memory (NaN here) are never read."""
-        inputs = make_inputs(variant, *shape)
+        inputs = in_own_dtype(make_inputs(variant, *shape), backend)
         grads = {name: layout(getattr(inputs, name)) for name in ("grad_out", "grad_lse")}
         if layout is expanded:  # the gradient of out.sum()
-            grads["grad_out"] = torch.ones(()).expand(inputs.grad_out.shape)
+            grads["grad_out"] = inputs.grad_out.new_ones(()).expand(inputs.grad_out.shape)
         check_against_reference(variant, replace(inputs.map(layout), **grads), backend)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=parameter_id)
+    @pytest.mark.parametrize("layout", OVERLAPS, ids=lambda layout: layout.__name__)
+    def test_overlapping_inputs(
+        self,
+        backend: Target,
+        main_variant: Variant,
+        shape: Shape,
+        layout: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        """Nor have the numbers of an input places of their own in memory, in any dtype: a copy of
+        it in another dtype then has other strides."""
+        inputs = make_inputs(main_variant, *shape, dtype=dtype)
+        grads = {name: layout(getattr(inputs, name)) for name in ("grad_out", "grad_lse")}
+        overlapping = replace(inputs.map(layout), **grads)
+        check_against_reference(main_variant, overlapping, backend)
 
     def test_cross_lengths(self, backend: Target, variant: Variant, cross: Shape) -> None:
         """More keys than queries and the reverse; in 2-D, where lengths agree, long canvases."""
@@ -234,7 +252,7 @@ class OperationTests:
         inputs = make_inputs(variant, *shape)
         case = replace(inputs, query_offset=offset)
         if self.dimensions == 2:
-            with pytest.raises(ValueError, match="query_offset must be None under Local2d"):
+            with pytest.raises(TypeError, match="unexpected keyword argument 'query_offset'"):
                 variant(case, backend=backend.name)
             return
         if isinstance(offset, list):
@@ -246,6 +264,29 @@ class OperationTests:
             assert torch.equal(wide[0], narrow[0])
             assert torch.equal(wide[1], narrow[1])
         check_against_reference(variant, case, backend)
+
+    def test_values_that_nobody_looks_into(
+        self, backend: Target, main_variant: Variant, shape: Shape
+    ) -> None:
+        """Lengths below 0 and beyond the keys are the nearest there are; and so are offsets beyond
+        2**60, where numbers of 64 bits would overflow."""
+        inputs = make_inputs(main_variant, *shape, batch=3)
+        keys, largest = inputs.k[0, 0, ..., 0].numel(), 2**63 - 1
+        cases = [{"key_lengths": ([-5, keys + 9, -largest - 1], [0, keys, 0])}]
+        if self.dimensions == 1:
+            wild, near = [largest, -largest - 1, 2**60 + 1], [2**60, -(2**60), 2**60]
+            cases.append({"query_offset": (wild, near)})
+        for case in cases:
+            given, meant = (
+                replace(inputs, **{name: torch.tensor(values[i]) for name, values in case.items()})
+                for i in (0, 1)
+            )
+            for name in dict.fromkeys((backend.name, "reference")):
+                found = run(main_variant, given, backend=name, return_lse=True)
+                expected = run(main_variant, meant, backend=name, return_lse=True)
+                for part, x in found.items():
+                    assert torch.equal(x, expected[part]), (name, part)
+            check_against_reference(main_variant, meant, backend)
 
     def test_extreme_logits(self, backend: Target, variant: Variant, shape: Shape) -> None:
         """Logits of +-1e5: the maximum is subtracted before any exponential, everywhere."""

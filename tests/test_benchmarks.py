@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import operator
 import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
 import sys
+import termios
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,14 +25,16 @@ import pytest
 import torch
 
 from attn_kernels import backends
+from attn_kernels.core.backends import cpu_library
 from benchmarks import __main__ as program
-from benchmarks import machine, options, plots, readme, report, summary, sweeps
+from benchmarks import common, machine, options, plots, readme, report, summary, sweeps
 from benchmarks.cases import CASES
 from benchmarks.common import WrongValues, check_against_float64
 from benchmarks.compare import comparison
-from benchmarks.measure import FLOOR, ZERO_FLOOR, errors
+from benchmarks.measure import FLOOR, ZERO_FLOOR, errors, interleaved
 from benchmarks.memory import MemoryMeter
 from benchmarks.peers import visible_mask
+from benchmarks.progress import Progress
 from benchmarks.results import OURS, Entry, Recording, Result, UnknownFormat, load, save
 from benchmarks.worker import JobError, Worker, run_all
 
@@ -180,6 +191,95 @@ def test_a_table_says_why_a_peer_is_missing():
     assert "geometric mean 2.00x" in text
 
 
+NOISY = [0.001, 0.01, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({}, ""),
+        (
+            {"entries": {OURS: Entry(NOISY), "sdpa": Entry([0.5] * 3)}},
+            "the rounds are spread by more than ±25%",
+        ),
+        (
+            {"entries": {OURS: Entry([0.01] * 3), "sdpa": Entry(NOISY)}},
+            "the rounds are spread by more than ±25%",
+        ),
+        ({"limits": [2e4, 2e4]}, "the rate is more than 105% of the machine's peak"),
+        (
+            {"limits": [2e4, 2e4], "dtype": "float64"},
+            "the rate is more than 105% of the machine's peak",
+        ),
+        ({"limits": [2e4, 2e4], "dtype": "float16"}, ""),  # its peak is that of float32
+        ({"limits": []}, ""),
+    ],
+)
+def test_noise_is_no_result(changes, doubt):
+    """Of 576 operations in 0.01 s the rate is 5.8e4: more than twice a peak of 2e4."""
+    assert result(**changes).doubt == doubt
+
+
+def test_a_slower_peer_may_be_noisy():
+    found = result()
+    found.entries["flex"] = Entry([10 * x for x in NOISY])
+    found.peers.append("flex")
+    assert found.best_peer == "sdpa"
+    assert found.doubt == ""
+
+
+def test_noise_is_marked_and_left_out_of_means():
+    """In tables, README's summary, its picture and the fit of a sweep; and each says so."""
+    loud = result(shape="loud", entries={OURS: Entry([1e-9, 1e-6, 1e-3]), "sdpa": Entry([9.0] * 3)})
+    rows = [result(), result(0.005, shape="b"), loud]
+    text = report.as_text(report.table(rows))
+    assert f"{9e6:.2f}x sdpa (1)" in text
+    assert "(1) left out of the means: the rounds are spread by more than ±25%" in text
+    assert "geometric mean 2.00x, lowest 2.00x" in text
+    assert summary.ratio_cell(rows) == "**2.00** (2.00 to 2.00), 1 left out"
+    assert summary.ratio_cell([loud]) == "-, 1 left out"
+    page = "\n".join(summary.full_table(rows))
+    assert f"{9e6:.2f} (left out)" in page
+    assert "Left out of the means, because the rounds are spread by more than ±25%: loud." in page
+    assert "speed" not in summary.pictures(recording(loud))
+    points = sweep(2, 1)
+    points[-1].entries[OURS].seconds = [1e-9, 1e-6, 1e-3]
+    assert "left out at 4096: the rounds are spread by more than ±25%" in sweeps.fit_text(points)
+    assert sweeps.fits(points)[OURS][0] == pytest.approx(2)
+
+
+@needs_cpu
+@pytest.mark.parametrize("loud_times", [0, 1, 2, 5])
+def test_noise_is_measured_again(quick_run, monkeypatch, capsys, loud_times):
+    """Twice at most: what is calm by then is a result like any other."""
+    asked = []
+
+    def interleaved(steps, gauge, rounds, budget, progress):
+        asked.append(rounds)
+        seconds = NOISY if len(asked) <= loud_times else [0.01] * 3
+        return dict.fromkeys(steps, seconds), []
+
+    monkeypatch.setattr(common, "interleaved", interleaved)
+    assert program.main([*quick_run, "--direction", "forward"]) == 0
+    printed = capsys.readouterr()
+    assert asked == [3] * min(1 + loud_times, 1 + common.REPEATS)
+    marked = loud_times > common.REPEATS
+    assert ("(1) left out of the means" in printed.out) == marked
+    assert ("in doubt" in printed.err) == marked
+
+
+def test_one_round_has_no_spread():
+    assert report.timing(Entry([0.01])) == "10.0 ms"
+    assert report.timing(Entry([0.01, 0.01])) == "10.0 ms ±0%"
+
+
+@pytest.mark.parametrize(("rounds", "taken"), [(1, 1), (2, 2), (3, 3), (7, 3)])
+def test_as_many_rounds_as_asked_for(rounds, taken):
+    """Where the budget is short, three at most."""
+    times, _ = interleaved({"a": lambda: []}, None, rounds, 1e-9, lambda _: None)
+    assert len(times["a"]) == taken
+
+
 def test_the_newest_result_of_a_kind_counts():
     """README merges the files of one machine."""
     old = recording(result(), result(shape="only in the older"))
@@ -252,22 +352,95 @@ def test_missing_matplotlib_is_said_before_measuring(monkeypatch, tmp_path):
         program.main(["--out", str(tmp_path), "--op", "overhead"])
 
 
+RECORDED = str(next((ROOT / "benchmarks" / "results").glob("*.json")))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "casual"], "--op must be of causal, .*, got casual"),
-        (["--dtype", "int8"], "--dtype must be of float32, .*, got int8"),
-        (["--peers", "nobody"], "--peers must be of .*, got nobody"),
-        (["--sweep", "depth"], "--sweep must be of length, heads, window, threads, got depth"),
-        (["--threads", "two"], "--threads must be numbers"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--op", "casual"], "argument --op: must be of causal, .*, got 'casual'"),
+        (["--op", "causal,"], "argument --op: must be of causal, .*, got ''"),
+        (["--dtype", "int8"], "argument --dtype: must be of float32, .*, got 'int8'"),
+        (["--peers", "nobody"], "argument --peers: must be of .*, got 'nobody'"),
+        (
+            ["--op", "decode", "--peers", "skew+sdpa"],
+            "--peers: must be of eager, flex, sdpa for decode, got",
+        ),
+        (["--sweep", "depth"], "--sweep: must be of length, heads, window, threads, got 'depth'"),
+        (
+            ["--sweep", "window", "--op", "causal,decode"],
+            "--sweep: there is none of causal, decode along window",
+        ),
+        (
+            ["--threads", "two"],
+            "argument --threads: must be numbers separated by commas, got 'two'",
+        ),
+        (["--threads", "0"], "argument --threads: must be at least 1 and at most .*, got 0"),
+        (["--threads", "1,100000"], "argument --threads: must be .* at most .*, got 100000"),
+        (["--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
+        (["--rounds", "-2"], "argument --rounds: must be at least 1, got -2"),
+        (["--rounds", "2.5"], "argument --rounds: must be a whole number, got '2.5'"),
+        (["--budget", "nan"], "argument --budget: must be positive and finite, got nan"),
+        (["--budget", "inf"], "argument --budget: must be positive and finite, got inf"),
+        (["--budget", "0"], "argument --budget: must be positive and finite, got 0"),
+        (["--budget", "-1"], "argument --budget: must be positive and finite, got -1"),
+        (["--budget", "long"], "argument --budget: must be a number, got 'long'"),
+        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
+        (["--direction", "up"], "argument --direction: invalid choice: 'up'"),
+        (
+            ["--direction", "backward", "--op", "decode"],
+            "--direction: there is no backward of decode",
+        ),
+        (["--shapes", "nothing"], "--shapes: no shape of causal, .* has 'nothing' in its name"),
+        (["--full", "--quick"], "argument --quick: not allowed with argument --full"),
+        (["--no-tables"], "argument --no-tables: needs --sweep, or nothing is measured"),
+        (["--no-tables", "--sweep", "all", "--full"], "--full does not go with --no-tables"),
         (["--device", "cuda", "--dtype", "float16"], "--dtype does not go with --device cuda"),
-        (["--compare", "a.json", "b.json"], "No such file"),
+        (
+            ["--device", "cuda", "--op", "overhead"],
+            "--op: must be of causal, .* on a GPU, got overhead",
+        ),
+        (["--out", "a", "--save", "b"], "argument --save: not allowed with argument --out"),
+        (["--out", "a.json"], "argument --out: must be a folder, got a.json"),
+        (["--out", __file__], "argument --out: .*test_benchmarks.py is no folder to write in"),
+        (["--save", f"{__file__}/a.json"], "--save: .*test_benchmarks.py is no folder to write in"),
+        (["--compare", "a.json", "b.json"], "argument --compare: a.json: No such file"),
+        (["--compare", RECORDED, __file__], "argument --compare: .*test_benchmarks.py is not JSON"),
+        (["--compare", RECORDED], "argument --compare: expected 2 arguments"),
+        (["--compare", RECORDED, RECORDED, "--out", "a"], "--out does not go with --compare"),
+        (["--report", str(ROOT)], "argument --report: .*: Is a directory"),
+        (["--report", RECORDED, "--rounds", "3"], "--rounds does not go with --report"),
+        (["--faster"], "unrecognized arguments: --faster"),
     ],
 )
-def test_the_command_line_is_checked(arguments, message):
-    with pytest.raises(SystemExit, match=message):
+def test_the_command_line_is_checked(arguments, message, capsys):
+    """What is wrong is one line that names the option, the rule and what came."""
+    with pytest.raises(SystemExit) as stopped:
         program.main(arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(f"python -m benchmarks: error: .*{message}.*\n", printed.err)
+
+
+def test_files_without_results_are_one_line(tmp_path, capsys):
+    """Also those whose results lack parts, or our times."""
+    path = tmp_path / "odd.json"
+    row = asdict(result())
+    for results, reason in (
+        ([], "holds no result"),
+        ([{}], r"has a result that cannot be read \(KeyError: 'entries'\)"),
+        (
+            [row | {"entries": {OURS: asdict(Entry())}}],
+            ".*cannot be read .*no times of attn_kernels",
+        ),
+        (7, "is not a recording"),
+    ):
+        path.write_text(json.dumps({"format": 2, "environment": {}, "results": results}))
+        with pytest.raises(SystemExit):
+            program.main(["--report", str(path)])
+        error = capsys.readouterr().err
+        assert re.fullmatch(f".*error: argument --report: .*odd.json {reason}.*\n", error)
 
 
 @pytest.fixture
@@ -288,7 +461,16 @@ def test_a_run_prints_and_records(quick_run, tmp_path, capsys):
     assert program.main([*quick_run, "--peers", "sdpa", "--save", str(path)]) == 0
     printed = capsys.readouterr()
     assert "overhead of a call, float32, forward + backward, 1 thread" in printed.out
-    assert "[2/2 " in printed.err
+    first, last = printed.err.splitlines()  # the first and the last shape, and none in between
+    for line, direction, count in (
+        (first, "forward", "[1/2 0:00:"),
+        (last, "forward + backward", "[2/2 0:00:"),
+    ):
+        assert line.startswith(count)
+        title = f"overhead of a call, float32, {direction}, 1 thread"
+        ratio = re.search(f"elapsed, 0:00:.* left] {re.escape(title)}, (.*): (.*x sdpa)$", line)
+        assert f"\n{title}\n" in printed.out
+        assert re.search(f"\n{re.escape(ratio[1])} .*  {re.escape(ratio[2])} ", printed.out)
     found = load(path).results
     assert [(r.op, r.direction, list(r.entries)) for r in found] == [
         ("overhead", direction, [OURS, "sdpa"]) for direction in ("forward", "backward")
@@ -296,6 +478,184 @@ def test_a_run_prints_and_records(quick_run, tmp_path, capsys):
     assert all(len(r.entries[OURS].seconds) >= 3 for r in found)
     assert program.main(["--report", str(path)]) == 0
     assert "overhead of a call, float32, forward, 1 thread" in capsys.readouterr().out
+
+
+# `python -m benchmarks`, without the seconds that measuring the machine's peaks takes.
+RUN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+from benchmarks import __main__, machine
+machine.peaks_library = lambda: None
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+LONG = ["--op", "overhead,awkward", "--full", "--threads", "1", "--rounds", "3", "--budget", "0.01"]
+
+
+@needs_cpu
+@pytest.mark.parametrize("place", [[], ["--out", "."]])
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path, place):
+    """Ctrl-C reaches every process of the terminal: the results, no traceback, status 130."""
+    if place:
+        pytest.importorskip("matplotlib")
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN, *LONG, *place], cwd=tmp_path, start_new_session=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    line = run.stderr.readline()
+    os.killpg(run.pid, signal.SIGINT)
+    out, rest = run.communicate(timeout=120)
+    assert line.startswith("[1/38 ")
+    assert "Traceback" not in out + rest
+    assert run.returncode == 130
+    assert "overhead of a call, float32, forward, 1 thread\n" in out
+    how_far = re.search("\ninterrupted (after [0-9]+ of 38 shapes)\n", out)[1]
+    if not place:
+        assert "neither --out nor --save was given" in out
+        assert not list(tmp_path.iterdir())
+        return
+    (path,) = tmp_path.glob("*.json")
+    assert f"\nwrote {path.name}\n" in out
+    found = load(path)
+    assert found.environment["interrupted"] == how_far
+    assert f"interrupted {how_far}" in report.header(found.environment)
+    assert f"after {len(found.results)} of" in how_far
+    assert found.results[0].op == "overhead"
+    assert "wrote report.html" in out
+    assert "overhead of a call" in (tmp_path / "report.html").read_text()
+
+
+@needs_cpu
+def test_an_interrupt_at_any_moment_is_no_traceback(quick_run, monkeypatch, tmp_path, capsys):
+    """Before anything is measured, and while the last file is written."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "kept.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "run_shape", interrupt)
+        assert program.main([*quick_run, "--save", str(path)]) == 130
+    assert "nothing was measured yet" in capsys.readouterr().out
+    assert not path.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "environment", interrupt)
+        assert program.main(quick_run) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+    save(recording(result()), path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save(recording(), path)
+    assert len(load(path).results) == 1
+
+
+SHAPES = """
+from benchmarks.progress import Progress
+progress = Progress(3)
+for length in range(3):
+    progress.begin("causal attention, float32, forward, 1 thread", f"[1,1,{length},64]")
+    progress.step("sdpa round 1/3")
+    progress.end("2.00x sdpa")
+progress.clear()
+print("a table")
+progress.close()
+"""
+
+
+def in_terminal(columns: int) -> str:
+    """What SHAPES writes to a terminal so wide."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    command = [sys.executable, "-c", SHAPES]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while more := os.read(ours, 4096):
+            written += more
+    os.close(ours)
+    assert run.wait() == 0
+    return written.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 1, 39])
+def test_a_terminal_too_narrow_for_a_bar_gets_lines(columns):
+    written = in_terminal(columns)
+    assert "\x1b" not in written
+    first, last, table = written.splitlines()
+    for line, number in ((first, 1), (last, 3)):
+        assert line.startswith(f"[{number}/3 0:00:0")
+        shape = f"[1,1,{number - 1},64]"
+        assert line.endswith(f"causal attention, float32, forward, 1 thread, {shape}: 2.00x sdpa")
+    assert table == "a table"
+
+
+def test_a_terminal_gets_a_bar():
+    """On one line, which makes room for a table."""
+    pytest.importorskip("tqdm")
+    written = in_terminal(140)
+    before, _, after = written.partition("a table\r\n")
+    assert "\n" not in before
+    *_, last, cleared, empty = before.split("\r")
+    assert "3/3" in last
+    assert (
+        "[1,1,2,64] sdpa round 1/3, causal attention, float32, forward, 1 thread, last 2.00x sdpa"
+        in last
+    )
+    assert cleared.strip() == empty == after.strip() == ""
+    assert all(len(line) < 80 for line in in_terminal(80).split("\r"))
+
+
+def test_no_tqdm_is_no_error():
+    code = f"import sys; sys.modules['tqdm'] = None\n{SHAPES}"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(globals(), "SHAPES", code)
+        assert in_terminal(80).startswith("[1/3 ")
+
+
+def test_lines_come_now_and_then(monkeypatch, capsys):
+    """A shape a second: after the first, one in 30 seconds, and the last."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    shown = Progress(70)
+    for number in range(70):
+        shown.begin("a title", f"shape {number}")
+        now[0] += 1
+        shown.end("-")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["[1/70", "[31/70", "[61/70", "[70/70"]
+    assert lines[1] == "[31/70 0:00:31 elapsed, 0:00:39 left] a title, shape 30: -"
+
+
+@pytest.mark.parametrize("command", ["", ".readme"])
+def test_what_is_not_built_is_one_line(command, tmp_path):
+    """That names `make build`; what needs no kernels works."""
+    package = tmp_path / "attn_kernels"
+    shutil.copytree(ROOT / "attn_kernels", package, ignore=shutil.ignore_patterns("*.so", "__py*"))
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        return subprocess.run(
+            [sys.executable, "-m", f"benchmarks{command}", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = run()
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch("nothing to measure: .*`make build`.*\n", done.stderr)
+    if not command:
+        assert run("--report", RECORDED).returncode == 0
+
+
+def test_a_cpu_without_the_instruction_set_is_told_so(monkeypatch):
+    """To build again would not help."""
+    refusal = "ATTN_KERNELS_ISA=amx is not available on this CPU"
+    monkeypatch.setattr(cpu_library, "load_error", "")
+    monkeypatch.setattr(cpu_library, "isa_error", refusal)
+    with pytest.raises(SystemExit, match=f"^nothing to measure: {refusal}$"):
+        program.main([])
 
 
 @needs_cpu
@@ -393,8 +753,36 @@ def test_a_process_is_replaced_when_it_fails():
         worker.stop()
 
 
+def test_ctrl_c_is_left_to_who_started_the_process():
+    worker = Worker()
+    try:
+        blocked = worker.run((signal.pthread_sigmask, signal.SIG_BLOCK, []), 60)
+    finally:
+        worker.stop()
+    assert signal.SIGINT in blocked
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_failed_measurement_of_memory_is_none(capfd):
+    meter = MemoryMeter()
+    try:
+        case = CASES["overhead"]
+        assert meter(case, "nobody", case.small, torch.float32, False, 1, "reference") is None
+    finally:
+        meter.close()
+    assert "KeyError: 'nobody'" in capfd.readouterr().err
+
+
 def test_jobs_keep_their_order():
-    found = run_all([(operator.truediv, 1, x) for x in (1, 0, 2)], 2, lambda: 60)
-    assert found[::2] == [1, 0.5]
-    assert isinstance(found[1], JobError)
-    assert run_all([], 2, lambda: 60) == []
+    """And whoever waits hears of each as it ends."""
+    workers, heard = [Worker(), Worker()], {}
+    try:
+        jobs = [(operator.truediv, 1, x) for x in (1, 0, 2)]
+        found = run_all(jobs, workers, lambda: 60, heard.__setitem__)
+        assert found[::2] == [1, 0.5]
+        assert isinstance(found[1], JobError)
+        assert heard == dict(enumerate(found))
+        assert run_all([], workers, lambda: 60) == []
+    finally:
+        for worker in workers:
+            worker.stop()

@@ -65,6 +65,8 @@ def test_example(name, tmp_path):
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["example"] == name
     assert found["steps"] == 2
+    plain_torch = name in ("seq2seq", "seq2seq_attention", "captioning")
+    assert found["backend"] == (quality.NO_BACKEND if plain_torch else "cpu")
     assert all(math.isfinite(x["value"]) for x in found["figures"])
     assert all(x["value"] != x["baseline"] for x in found["figures"] if "nats" in x["name"])
 

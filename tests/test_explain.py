@@ -85,8 +85,8 @@ def test_errors_are_those_of_attention() -> None:
     """The same rules, the same messages."""
     with pytest.raises(ValueError, match=r"^k must have shape \[2, \*, \*, 8\] like q"):
         explain(Q, K[:1], V)
-    with pytest.raises(RuntimeError, match=r'^backend="cuda" is not available'):
-        explain(Q, K, V, backend="cuda")
+    with pytest.raises(RuntimeError, match=r'^backend="triton" '):  # the tensors are on the CPU
+        explain(Q, K, V, backend="triton")
 
 
 def test_arguments_are_those_of_attention() -> None:

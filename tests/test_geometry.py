@@ -116,6 +116,17 @@ def test_visible_pairs_2d() -> None:
         assert geometry.visible_pairs(cells, cells, 0) == expected, geometry
 
 
+def test_pairs_may_be_lists() -> None:
+    """However a pair is written, the geometry is the same: equal, hashable, of tuples."""
+    geometry = Local2d((6, 8), (2, 3), (1, 2))
+    canvas = torch.empty(6, 8)
+    for other in (Local2d([6, 8], [2, 3], [1, 2]), Local2d(canvas.shape, [2, 3], (1, 2))):
+        assert other == geometry
+        assert hash(other) == hash(geometry)
+        assert str(other) == str(geometry)
+        assert other.extent() == geometry.extent()
+
+
 @pytest.mark.parametrize("grid", [(0, 0), (0, 5), (5, 0)], ids=str)
 def test_empty_canvas(grid: tuple[int, int]) -> None:
     """A canvas without cells has no blocks and no pairs."""

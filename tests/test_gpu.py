@@ -120,7 +120,8 @@ def test_memory_is_linear(backend: Target, variant: Variant) -> None:
 
 # --- Several GPUs ---
 
-SEVERAL = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+GPUS = torch.cuda.device_count()
+SEVERAL = pytest.mark.skipif(GPUS < 2, reason=f"needs two GPUs, this machine has {GPUS or 'none'}")
 OTHERS = range(1, torch.cuda.device_count())
 
 

@@ -84,13 +84,13 @@ def test_nothing_looks_ahead_along_the_scan(model):
     shift is blockwise."""
     config = model.config
     images, labels, source = batch(config)
-    cells = model.cells_of(images)[:, model.scan]
+    cells = model.cells_of(images)[:, model.scan.value]
 
     def outputs(cells):
-        in_raster = torch.empty_like(cells).index_copy(1, model.scan, cells)
+        in_raster = torch.empty_like(cells).index_copy(1, model.scan.value, cells)
         out = model(model.images_of(in_raster), labels, source)
         out = out.movedim(1, 3).flatten(2, 3) if out.dim() == 5 else out
-        return out.flatten(1, 2)[:, model.scan]
+        return out.flatten(1, 2)[:, model.scan.value]
 
     if config.blockwise_shift:
         before = outputs(cells)
@@ -166,7 +166,9 @@ def test_input_is_embedding_position_and_class():
     model(images, labels)
     values = images.permute(0, 2, 3, 1).flatten(1)  # row, column, channel
     for place, entry in itertools.product((0, 1, 9), range(3)):
-        expected = model.positions()[place] + model.class_embedding.weight[labels[entry]]
+        expected = (
+            model.positions.table(seen[0])[place] + model.class_embedding.weight[labels[entry]]
+        )
         if place:
             row = 5 * ((place - 1) % 2) + values[entry, place - 1]
             expected = expected + 4 * model.embedding.table[row]  # sqrt(16)

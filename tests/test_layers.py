@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import torch
 from common import most_exact_dtype
+from host_reads import host_reads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +32,7 @@ from attn_kernels.nn import (
     LocalAttention1d,
     LocalAttention2d,
     ModelCache,
+    MultiheadAttention,
     RelativeAttention,
     Residual,
     ShawAttention,
@@ -189,6 +192,48 @@ class TestCache:
         assert len(calls) == 1
         assert cache.length == 5
         torch.testing.assert_close(torch.cat(steps, 1), layer(x, context))
+
+    @torch.no_grad()
+    def test_another_context_is_refused(self):
+        """Not what merely lies elsewhere; and a step reads nothing of the same one."""
+        layer, x, context = Attention(8, 4), torch.randn(2, 1, 8), torch.randn(2, 5, 8)
+        cache = KeyValueCache()
+        expected = layer(x, context, cache=cache)
+        with host_reads() as reads:
+            found = [layer(x, context, cache=cache) for _ in range(3)]
+        assert reads == []
+        for each in (*found, layer(x, context.clone(), cache=cache)):
+            assert torch.equal(each, expected)
+        with pytest.raises(
+            ValueError, match=r"context must be the one .* got another: start a new"
+        ):
+            layer(x, context + 1, cache=cache)
+        with pytest.raises(
+            ValueError, match=r"context must have shape \[2, 5, \*\] as cached, got"
+        ):
+            layer(x, context[:, :4], cache=cache)
+        layer(x, context, cache=cache)
+        context.add_(1)
+        with pytest.raises(ValueError, match="got it changed in place"):
+            layer(x, context, cache=cache)
+
+    @torch.no_grad()
+    def test_a_reordered_context(self):
+        layer, x, context = Attention(8, 4), torch.randn(2, 1, 8), torch.randn(2, 5, 8)
+        order, cache = torch.tensor([1, 0]), KeyValueCache()
+        layer(x, context, cache=cache)
+        cache.reorder(order)
+        found = layer(x, context[order], cache=cache)
+        torch.testing.assert_close(found, layer(x, context[order]))
+        with pytest.raises(ValueError, match="context must be the one"):
+            layer(x, context, cache=cache)
+
+    @torch.no_grad()
+    def test_no_context_for_a_cache_of_its_own_keys(self):
+        layer, x, cache = Attention(8, 4), torch.randn(2, 3, 8), KeyValueCache()
+        layer(x, cache=cache)
+        with pytest.raises(ValueError, match="context must be None with a cache of x's own keys"):
+            layer(x, x, cache=cache)
 
     @torch.no_grad()
     def test_buffers_double(self, monkeypatch):
@@ -547,3 +592,56 @@ def test_backend_reaches_every_attention(monkeypatch, name):
     assert "reference" not in used
     with pytest.raises(ValueError, match="backend must be one of cpu"):
         make("fast")(*given)
+
+
+SEQUENCE, CANVAS = (2, 10, 16), (2, 4, 5, 16)
+TRACED = {
+    "full": (Attention, {}, SEQUENCE),
+    "window": (Attention, {"geometry": Causal(3)}, SEQUENCE),
+    "torch": (MultiheadAttention, {}, SEQUENCE),
+    "relative": (RelativeAttention, {"distances": 8}, SEQUENCE),
+    "shaw": (ShawAttention, {"max_distance": 3}, SEQUENCE),
+    "transformer-xl": (TransformerXLAttention, {}, SEQUENCE),
+    "local_1d": (LocalAttention1d, {"block": 4, "look_back": 4}, SEQUENCE),
+    "local_2d": (LocalAttention2d, {"block": (2, 2), "halo": (1, 1)}, CANVAS),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("name", TRACED)
+def test_traced(name, backend):
+    """torch.jit.trace, whose sizes are tensors, gives the layer's bits, saved and loaded too."""
+    make, options, shape = TRACED[name]
+    layer, x = make(16, 4, **options, backend=backend), torch.randn(shape)
+    given = (x, x, x) if name == "torch" else (x,)
+    expected = layer(*given)
+    traced = torch.jit.trace(layer, given)
+    assert name != "full" or ("attn_kernels::fwd" in str(traced.inlined_graph)) == (backend is None)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    for program in (traced, torch.jit.load(file)):
+        torch.testing.assert_close(program(*given), expected, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning"
+)
+def test_traced_with_a_mask():
+    """The geometry that a mask means is a constant of the trace."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x, mask):
+            return self.layer(x, x, x, attn_mask=mask)
+
+    model, x = Model(), torch.randn(SEQUENCE)
+    for mask in (~causal_mask(10, 10), torch.ones(10, 10).tril().fliplr() == 0):
+        traced = torch.jit.trace(model, (x, mask))
+        torch.testing.assert_close(traced(x, mask), model(x, mask), rtol=0, atol=0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from host_reads import host_reads
 from torch import Tensor, nn
 
 from attn_kernels import Pattern
-from attn_kernels.nn import MultiheadAttention
+from attn_kernels.nn import MultiheadAttention, checks
 
 KINDS = [{}, {"kdim": 8, "vdim": 12}, {"bias": False}, {"kdim": 8, "bias": False}]
 
@@ -119,6 +120,40 @@ def test_a_mask_is_compiled_when_it_changes(monkeypatch):
     for mask in (scattered(), scattered(), scattered().roll(1, 0), scattered()):
         assert_same(ours(*given, attn_mask=mask), theirs(*given, attn_mask=mask))
     assert len(calls) == 3
+
+
+@torch.no_grad()
+def test_a_mask_is_read_once(monkeypatch):
+    """The same tensor is recognised, and padding is asserted by the device, as on a GPU."""
+    monkeypatch.setattr(checks, "is_asserted_by_device", lambda holds: True)
+    theirs, ours = pair(batch_first=True)
+    given, mask, lengths = inputs(theirs), scattered(), padding(9, 4, 1)
+    ours(*given, attn_mask=mask)
+    with host_reads() as reads:
+        found = ours(*given, lengths, attn_mask=mask)
+    assert reads == []
+    assert_same(found, theirs(*given, lengths, attn_mask=mask))
+    mask.copy_(mask.roll(1, 0))
+    assert_same(ours(*given, attn_mask=mask), theirs(*given, attn_mask=mask))
+    with pytest.raises(RuntimeError, match="key_padding_mask must be true only behind the last"):
+        ours(*given, lengths.flip(1))
+
+
+@pytest.mark.parametrize("mask", [causal(), scattered()], ids=["causal", "scattered"])
+def test_compiled_with_a_mask(mask):
+    """The geometry is found between two graphs; with fullgraph=True that is an error that says
+    what to do."""
+    torch._dynamo.reset()
+    _, layer = pair(batch_first=True)
+    given = inputs(layer)
+    compiled = torch.compile(layer, backend="aot_eager")
+    for _ in range(2):
+        assert_same(compiled(*given, attn_mask=mask), layer(*given, attn_mask=mask))
+    torch._dynamo.reset()
+    whole = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="is_causal=True needs no mask"):
+        whole(*given, attn_mask=mask)
+    assert_same(whole(*given, is_causal=True), layer(*given, is_causal=True))
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])

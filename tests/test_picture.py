@@ -54,7 +54,7 @@ def test_pairs_and_tiles(geometry: Geometry, tile: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("query", [(0, 0), (4, 5), (6, 9), (10, 12)], ids=str)
+@pytest.mark.parametrize("query", [(0, 0), [4, 5], (6, 9), (10, 12)], ids=str)
 def test_canvas(query: tuple[int, int], causal: bool) -> None:
     """The cells that one query sees; its block is outlined, cut at the edge; itself is marked."""
     geometry = Local2d((11, 13), (4, 5), (2, 3), causal)

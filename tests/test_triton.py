@@ -28,10 +28,11 @@ SMALL = [
 
 
 @pytest.mark.parametrize("name", ["interpreted", "benchmarked"])
-def test_interpreted(name: str) -> None:
+def test_interpreted(name: str, request: pytest.FixtureRequest) -> None:
     """Everything in tests/triton_kernels: the kernels, and benchmarks.gpu."""
     path = Path(__file__).parent / "triton_kernels" / f"{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+    command += ["--quick"] if request.config.getoption("--quick") else []
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,8 @@ def main() -> None:
         (wheel,) = wheels.iterdir()
         print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB")
         assert "-py3-none-linux_" in wheel.name, "the wheel must not be tied to one Python"
+        names = zipfile.ZipFile(wheel).namelist()
+        assert "attn_kernels/py.typed" in names, "type checkers must see that the package is typed"
         venv.create(fresh, with_pip=False)
         python = fresh / "bin" / "python"
         (packages,) = fresh.glob("lib/python*/site-packages")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -10,9 +13,33 @@ from . import autocast, autograd, batching, reference  # noqa: F401 (the operato
 from .backends import REFERENCE, choose
 from .call import Call
 from .geometry import Full, Geometry
-from .validate import check_inputs
+from .tracing import as_int
+from .validate import check_inputs, check_return_lse
 
 
+# fmt: off
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Score | None = ..., *,
+    scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Score | None = ..., *,
+    scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Score | None = ..., *,
+    scale: float | None = ..., key_lengths: Tensor | None = ...,
+    query_offset: int | Tensor | None = ...,
+    return_lse: bool, backend: str | None = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
 def attention(
     q: Tensor,
     k: Tensor,
@@ -37,19 +64,29 @@ def attention(
             any strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
         geometry: which keys a query sees: Full, Causal, Local1d, Local2d, Pattern.
         score: what is added to the logits: None, a term such as Relative, or a sum of terms.
-        scale: default D ** -0.5.
-        key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry.
-        query_offset: query i stands at position i + query_offset; an int or an int tensor [B].
-            Default Lk - Lq: the last query sees the last key. A position is a row of a Pattern,
-            which says what its default is.
+        scale: finite; default D ** -0.5.
+        key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry. Values
+            are not looked into: below 0 is 0, and above Lk is Lk.
+        query_offset: query i stands at position i + query_offset; an int or an int tensor [B], up
+            to 2**60 either way. A farther int is an error; a tensor's values are not looked into:
+            farther is as far as that. Default Lk - Lq: the last query sees the last key. A position
+            is a row of a Pattern, which says what its default is.
         return_lse: also return lse, [B, H, Lq], float32 (float64 for float64), differentiable.
         backend: "cpu", "triton" or "reference"; None chooses, and explain() tells why.
 
     Returns:
-        out [B, H, Lq, Dv] in q's dtype. A query that sees no key gives 0, and lse -inf.
+        out [B, H, Lq, Dv] in q's dtype, or with return_lse the pair (out, lse). A query that sees
+        no key gives 0, and lse -inf.
+
+    Example:
+        >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+        >>> out, lse = attention(q, k, v, Local1d(16, 16), return_lse=True)
+        >>> out.shape, lse.shape
+        (torch.Size([2, 8, 100, 64]), torch.Size([2, 8, 100]))
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
-    scale = q.size(3) ** -0.5 if scale is None else float(scale)
+    check_return_lse(return_lse)
+    scale = as_int(q.size(3)) ** -0.5 if scale is None else float(scale)
     if query_offset is None:
         query_offset = geometry.default_offset(q.shape[2], k.shape[2])
     name, _ = choose(backend, q, v)
@@ -74,7 +111,11 @@ def call_operator(
     offsets = None
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
-    names, terms, integers, numbers = f"{backend} {geometry.name} ", (), geometry.extent(), (scale,)
+        if offsets.dim() == 0:  # the size that it is under torch.jit.trace
+            offsets = offsets.to(q.device).expand(q.shape[0])
+    terms: Sequence[Tensor] = ()
+    numbers: Sequence[float] = (scale,)
+    names, integers = f"{backend} {geometry.name} ", geometry.extent()
     if score is not None:
         parts = score.parts(scale)
         names, terms = names + parts.names, parts.tensors

@@ -28,10 +28,10 @@ def nested(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (q, k, v, terms, key_lengths, query_offsets, table, *args[:Q])
 
 
-def save(ctx: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Of flat arguments."""
-    ctx.save_for_backward(*output, *args[Q:])
-    ctx.settings = args[:Q]
+    ctx.save_for_backward(*output, *inputs[Q:])
+    ctx.settings = inputs[:Q]
     ctx.set_materialize_grads(False)
 
 
@@ -154,7 +154,8 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled():
         for x in (call.q, call.k, call.v, *call.terms):
             if x.requires_grad:  # autocast's casts belong to the graph
-                autocast = torch.is_autocast_enabled(x.device.type)
-                return fwd(*call) if autocast else _Eager.apply(*flat(call))
+                if torch.is_autocast_enabled(x.device.type) or torch.jit.is_tracing():
+                    return fwd(*call)  # a traced program takes operators only
+                return _Eager.apply(*flat(call))
     with torch._C._AutoDispatchBelowAutograd():
         return fwd(*call)

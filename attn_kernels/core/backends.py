@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 REFERENCE = "reference"
-NAMES = ("cpu", "triton", "cuda", REFERENCE)
+NAMES = ("cpu", "triton", REFERENCE)
 NATIVE = {  # by device: the backend that is chosen, and why
     "cpu": ("cpu", "inputs are on the CPU"),
     "cuda": ("triton", "inputs are on a GPU"),
 }
 MAX_HEAD_DIM = 512
 MAX_TRITON_HEAD_DIM = 256
-BUILD_COMMAND = "pip install --no-build-isolation ."
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,33 @@ class Backend:
     detail: str = ""
 
 
+def how_to_build() -> str:
+    """The command that brings the compiled library to where this file lies: in a clone Python
+    imports the clone's folder, which would hide what pip installs elsewhere."""
+    root = Path(__file__).parents[2]
+    if (root / "setup.py").exists():
+        return f"run `make build` in {root}"
+    return "run `pip install --no-build-isolation .`"
+
+
 def not_built() -> str:
     """Why there is no compiled library beside this file: an installed copy may have one."""
     here = Path(__file__).parents[1]
     for path in map(Path, sys.path):
         other = (path / here.name).resolve()
         if any(other.glob("_C*.so")):
-            return f"{here} hides the installed {other}: start Python in another folder"
-    return f"the C++ extension is not built: run `{BUILD_COMMAND}`"
+            return (
+                f"{here} hides the installed {other}: {how_to_build()}, or start Python elsewhere"
+            )
+    return f"the C++ extension is not built: {how_to_build()}"
 
 
 class CpuLibrary:
     """The compiled library: loading it registers the operators; its C functions tell of the CPU."""
 
     def __init__(self) -> None:
-        self.c, self.load_error, self.isa_error = None, "", ""
+        self.c: Any = None
+        self.load_error = self.isa_error = ""
         paths = sorted(Path(__file__).parents[1].glob("_C*.so"))
         if not paths:
             self.load_error = not_built()
@@ -58,7 +70,7 @@ class CpuLibrary:
         try:
             torch.ops.load_library(paths[0])
         except OSError as error:
-            self.load_error = f"the C++ extension does not load ({error}): run `{BUILD_COMMAND}`"
+            self.load_error = f"the C++ extension does not load ({error}): {how_to_build()}"
             return
         self.c = ctypes.CDLL(str(paths[0]))
         for name in ("isa", "isas", "isa_error"):
@@ -143,14 +155,18 @@ def status(name: str) -> Backend:
             return Backend(name, False, error)
         found = f"{cpu_library.isa} (this CPU has: {', '.join(cpu_library.isas)})"
         return Backend(name, True, detail=found)
-    if name == "triton":
-        error = triton_error()
-        return Backend(name, not error, error, "" if error else torch.cuda.get_device_name())
-    return Backend(name, False, "not part of this release")
+    error = triton_error()
+    return Backend(name, not error, error, "" if error else torch.cuda.get_device_name())
 
 
 def backends() -> dict[str, Backend]:
-    """Every backend by name: what runs here, and why the others do not."""
+    """Every backend by name: what runs here, and why the others do not.
+
+    Example:
+        >>> backends()["reference"].available
+        True
+        >>> why_not = {name: found.reason for name, found in backends().items()}
+    """
     return {name: status(name) for name in NAMES}
 
 
@@ -160,8 +176,6 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
         return None
     if name == "triton":
         return triton_error(q.device if q.is_cuda else None) or triton_limit(q, v)
-    if name != "cpu":
-        return status(name).reason
     if not q.is_cpu:
         return f"inputs are on {q.device}"
     dim = max(q.size(3), v.size(3))
@@ -199,7 +213,13 @@ _warned: set[str] = set()
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the context, attention() without an explicit backend uses this one, in all threads."""
+    """Within the context, attention() without an explicit backend uses this one, in all threads.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 4, 50, 32) for _ in range(3))
+        >>> with use_backend("reference"):
+        ...     out = attention(q, k, v, Causal())
+    """
     global _forced
     if name is not None and name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")

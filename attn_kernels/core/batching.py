@@ -36,7 +36,8 @@ def _rule(op: Any, n_before: int) -> Any:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         n = info.batch_size
-        call, dims = Call(*args[n_before:]), Call(*in_dims[n_before:])
+        call = Call(*args[n_before:])
+        dims: Any = Call(*in_dims[n_before:])
         if any(getattr(dims, name) is not None for name in ENTRIES):
             return _per_sample(op, n, in_dims, args)
         heads = (call.q if dims.q is None else call.q.select(dims.q, 0)).shape[1]
@@ -59,7 +60,7 @@ def _rule(op: Any, n_before: int) -> Any:
             for kind, x, dim in zip(kinds, call.terms, term_dims, strict=True)
         ]
         before = [fold(x, dim, 1) for x, dim in zip(args[:n_before], in_dims, strict=False)]
-        q, k, v = (fold(x, dim, 1) for x, dim in zip(call[:3], dims[:3], strict=True))
+        q, k, v = fold(call.q, dims.q, 1), fold(call.k, dims.k, 1), fold(call.v, dims.v, 1)
         results = op(*before, *call._replace(q=q, k=k, v=v, terms=terms))
         if op is fwd:
             return tuple(unfold(x, 1) for x in results), (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,14 +17,22 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+def check_dense(name: str, x: Any) -> None:
+    """Raise unless `x` is a tensor whose numbers all lie in memory, at strides."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided or x.is_nested:
+        found = "a nested one" if x.is_nested else x.layout
+        raise ValueError(f"{name} must be a dense tensor (torch.strided), got {found}")
 
 
 def check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, Tensor):
+    # torch.compile knows the first of these.
+    is_number = isinstance(value, int | float) or hasattr(value, "__float__")
+    if isinstance(value, bool | Tensor) or not is_number:
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_like_q(name: str, x: Tensor, q: Tensor) -> None:
@@ -45,9 +54,11 @@ def autocasts(device: str) -> bool:
 
 def check_table(name: str, table: Any, q: Tensor, dim: int) -> None:
     """A table of vectors by distance: one for all heads, or one for each."""
-    check_tensor(name, table)
+    check_dense(name, table)
     heads = q.shape[1]
-    if table.dim() != 3 or table.shape[0] not in (1, heads) or table.shape[2] != dim:
+    # No `in (1, heads)`: torch.compile finds no number in a tuple of symbolic ints.
+    fits = table.dim() == 3 and (table.shape[0] == 1 or table.shape[0] == heads)
+    if not fits or table.shape[2] != dim:
         raise ValueError(
             f"{name} must have shape [1 or {heads}, rows, {dim}], got {list(table.shape)}"
         )
@@ -60,6 +71,7 @@ def check_per_entry(name: str, value: Any, q: Tensor) -> None:
     """One int for each batch entry."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be an int tensor, got {type(value).__name__}")
+    check_dense(name, value)
     if value.dtype not in INT_DTYPES:
         raise ValueError(f"{name} must be int64 or int32, got {name_of(value.dtype)}")
     if list(value.shape) != [q.shape[0]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,13 +72,21 @@ def explain(
 
     key_lengths and tensors of offsets are not looked into: counts are those of whole sequences.
     return_lse changes nothing: lse is always computed.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 1, 4, 64) for _ in range(3))
+        >>> explain(q, k, v, Causal()).visible_pairs
+        10
+        >>> explain(q, k, v, backend="reference").reason
+        'requested'
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
     name, reason = choose(backend, q, v)
     (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
-    default = geometry.default_offset(q_len, k_len)
-    given = query_offset is not None and not isinstance(query_offset, Tensor)
-    offset = int(query_offset) if given else default
+    if query_offset is None or isinstance(query_offset, Tensor):
+        offset = geometry.default_offset(q_len, k_len)
+    else:
+        offset = int(query_offset)
     pairs = batch * heads * geometry.visible_pairs(q_len, k_len, offset)
     products, back_products = dim + v_dim, 3 * dim + 2 * v_dim
     tensors = [q, k, v]
@@ -103,7 +112,7 @@ def explain(
     )
 
 
-def dense_plan(q: Tensor, k_len: int) -> dict[str, int | str]:
+def dense_plan(q: Tensor, k_len: int) -> dict[str, Any]:
     """The reference: logits and weights of every pair, kept for autograd."""
     logits = q.shape[0] * q.shape[1] * q.shape[2] * k_len * max(q.element_size(), 4)
     return {
@@ -116,7 +125,7 @@ def dense_plan(q: Tensor, k_len: int) -> dict[str, int | str]:
     }
 
 
-def triton_plan(q: Tensor, k: Tensor, score: Relative | None) -> dict[str, int | str]:
+def triton_plan(q: Tensor, k: Tensor, score: Relative | None) -> dict[str, Any]:
     """The buffers that triton/launch_backward.py allocates; those of split keys are left out."""
     row = 4 * q.shape[0] * q.shape[1] * q.shape[2]
     clipped = score is not None and score.beyond == "clip"
@@ -132,7 +141,7 @@ def triton_plan(q: Tensor, k: Tensor, score: Relative | None) -> dict[str, int |
 
 def cpu_plan(
     q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Relative | None
-) -> dict[str, int | str]:
+) -> dict[str, Any]:
     """The C++ kernels' own figures, with what the binding converts."""
     is_double, is_half = q.dtype == torch.float64, q.element_size() == 2
     table = [0, 0, 0]

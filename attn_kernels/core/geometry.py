@@ -6,14 +6,15 @@ two dimensions a position is a raster index, row * cols + col.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 FARTHEST = 2**60  # sums of a few such distances still are 64-bit numbers
+UNLIMITED = 2 * FARTHEST  # a window that holds all keys before any position
 
 
 def check_count(owner: str, name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -27,6 +28,12 @@ def check_count(owner: str, name: str, value: Any, least: int, most: int | None 
         raise ValueError(f"{owner}: {name} must be at most {most}, got {value}")
 
 
+def smaller(a: Any, b: Any) -> Any:
+    """min(a, b): of symbolic ints a choice of one would be a guard, and sym_min takes a
+    microsecond."""
+    return min(a, b) if type(a) is type(b) is int else torch.sym_min(a, b)
+
+
 def check_flag(owner: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{owner}: {name} must be a bool, got {type(value).__name__}")
@@ -34,16 +41,23 @@ def check_flag(owner: str, name: str, value: Any) -> None:
 
 def check_geometry(value: Any) -> None:
     """Raise unless `value` is a geometry."""
-    if not isinstance(value, Geometry):
-        raise TypeError(
-            "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
-            f" got {type(value).__name__}"
-        )
+    if isinstance(value, Geometry):
+        return
+    hint = ""
+    if isinstance(value, Tensor):
+        hint = ": a boolean mask becomes one by Pattern.from_mask(mask)"
+    elif callable(value) and not isinstance(value, type):
+        hint = ": a function becomes one by Pattern.from_function(function, q_len, k_len)"
+    raise TypeError(
+        "geometry must be a Geometry such as Full(), Causal() or Local1d(...),"
+        f" got {type(value).__name__}{hint}"
+    )
 
 
 def check_pair(owner: str, name: str, value: Any, least: int) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"{owner}: {name} must be a tuple of two ints, got {value!r}")
+    """Raise unless `value` is two ints of at least `least`: a tuple, a list or a torch.Size."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{owner}: {name} must be a tuple or list of two ints, got {value!r}")
     for part in value:
         check_count(owner, name, part, least)
 
@@ -91,7 +105,13 @@ class SpanGeometry(Geometry):
 
 @dataclass(frozen=True)
 class Full(SpanGeometry):
-    """Every query sees every key."""
+    """Every query sees every key.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 4, 50, 32) for _ in range(3))
+        >>> attention(q, k, v, Full()).shape
+        torch.Size([1, 4, 50, 32])
+    """
 
     name: ClassVar[str] = "full"
 
@@ -107,22 +127,30 @@ class Full(SpanGeometry):
 
 @dataclass(frozen=True)
 class Causal(SpanGeometry):
-    """The query at p sees key j iff j <= p and, with a window, j > p - window."""
+    """The query at p sees key j iff j <= p and, with a window, j > p - window.
+
+    Example:
+        >>> [key for key in range(8) if Causal(window=3).visible(5, key)]
+        [3, 4, 5]
+    """
 
     window: int | None = None
     name: ClassVar[str] = "causal"
-    causal: ClassVar[bool] = True
+    causal: ClassVar[bool] = True  # type: ignore[misc]  # of instances, in other geometries
 
     def __post_init__(self) -> None:
         if self.window is not None:
             check_count("Causal", "window", self.window, 1)
 
     def extent(self) -> tuple[int, ...]:
-        return (0 if self.window is None else self.window,)
+        """A larger window than UNLIMITED is no other, and may be no 64-bit number."""
+        if self.window is None:
+            return (0,)
+        return (smaller(self.window, UNLIMITED),)
 
     def visible(self, q_pos: Any, k_pos: Any) -> Any:
         seen = k_pos <= q_pos
-        return seen if self.window is None else seen & (k_pos > q_pos - self.window)
+        return seen if self.window is None else seen & (k_pos > q_pos - self.extent()[0])
 
     def span(self, q_pos: int) -> tuple[int, int]:
         return 0 if self.window is None else q_pos - self.window + 1, q_pos + 1
@@ -134,6 +162,12 @@ class Local1d(SpanGeometry):
     [b * block - look_back, (b + 1) * block + look_ahead), and only j <= p if causal.
 
     look_back = block is the masked local attention of Image and Music Transformer.
+
+    Example:
+        >>> [key for key in range(8) if Local1d(block=4, look_back=1).visible(5, key)]
+        [3, 4, 5]
+        >>> [key for key in range(8) if Local1d(4, 1, causal=False).visible(5, key)]
+        [3, 4, 5, 6, 7]
     """
 
     block: int
@@ -188,6 +222,15 @@ class Local2d(Geometry):
 
     If causal, only the keys with order(key) <= order(query), where order is the block raster scan:
     blocks row by row, positions row by row inside each block.
+
+    Args:
+        grid, block, halo: (rows, columns); lists become tuples.
+    Example:
+        >>> image = torch.randn(1, 4, 6, 10, 32)  # [batch, heads, rows, cols, dim]
+        >>> flat = image.flatten(2, 3)
+        >>> out = attention(flat, flat, flat, Local2d((6, 10), block=(4, 4), halo=(1, 2)))
+        >>> out.unflatten(2, (6, 10)).shape
+        torch.Size([1, 4, 6, 10, 32])
     """
 
     grid: tuple[int, int]
@@ -197,20 +240,33 @@ class Local2d(Geometry):
     name: ClassVar[str] = "local_2d"
     two_dimensional: ClassVar[bool] = True
 
+    if TYPE_CHECKING:  # what it takes is wider than what it keeps
+
+        def __init__(
+            self,
+            grid: Sequence[int],
+            block: Sequence[int],
+            halo: Sequence[int],
+            causal: bool = False,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         check_pair("Local2d", "grid", self.grid, 0)
         check_pair("Local2d", "block", self.block, 1)
         check_pair("Local2d", "halo", self.halo, 0)
         check_flag("Local2d", "causal", self.causal)
+        if not type(self.grid) is type(self.block) is type(self.halo) is tuple:
+            for name in ("grid", "block", "halo"):  # hashable, and equal however it was written
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def extent(self) -> tuple[int, ...]:
         """Blocks and halos no larger than the canvas, which is as large as any: kernels cut the
         cells of a whole block in tiles."""
         (rows, cols), (bh, bw), (hh, hw) = self.grid, self.block, self.halo
-        if type(rows) is type(cols) is int:
-            least, most = min, max
-        else:  # symbolic: a choice of one would be a guard, and sym_min takes a microsecond
-            least, most = torch.sym_min, torch.sym_max
+        least: Any = min
+        most: Any = max
+        if not type(rows) is type(cols) is int:  # symbolic: a choice of one would be a guard, and
+            least, most = torch.sym_min, torch.sym_max  # sym_min takes a microsecond
         block = most(least(bh, rows), 1), most(least(bw, cols), 1)
         return (rows, cols, *block, least(hh, rows), least(hw, cols), int(self.causal))
 

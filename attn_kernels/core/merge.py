@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -26,13 +27,21 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     Returns:
         (out, lse), shaped like one part. Sums are taken in lse's dtype and out is rounded once, to
         the dtype of outs. A query without keys in any part gives 0 and lse -inf.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 4, 50, 32) for _ in range(3))
+        >>> halves = zip(k.split(25, 2), v.split(25, 2))
+        >>> parts = [attention(q, *half, return_lse=True) for half in halves]
+        >>> out, lse = merge(*zip(*parts))
+        >>> torch.allclose(out, attention(q, k, v), atol=1e-5)
+        True
     """
     check_parts(outs, lses)
     highest = torch.stack([lse.detach() for lse in lses]).amax(0)
     # exp(-inf - -inf) would be NaN, forward and backward.
     highest = torch.where(highest == -torch.inf, 0, highest)
     weights = [torch.exp(lse - highest) for lse in lses]
-    total = sum(weights)
+    total = reduce(torch.add, weights)
     seen = total != 0
     total = torch.where(seen, total, 1)
     # A part without keys has weight 0 and may hold anything.
@@ -40,9 +49,10 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
         torch.where((lse != -torch.inf).unsqueeze(-1), out, 0)
         for lse, out in zip(lses, outs, strict=True)
     )
-    out = sum(
+    weighted = (
         (weight / total).unsqueeze(-1) * part for weight, part in zip(weights, parts, strict=True)
     )
+    out = reduce(torch.add, weighted)
     lse = torch.where(seen, highest + torch.log(total), -torch.inf)
     return out.to(outs[0].dtype), lse
 

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .geometry import Geometry, check_count
+from .tracing import by_values
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 GROUP = 64  # query rows that share a list of runs, and bits in a word
 CELL = 16  # keys in a tile: runs start at multiples of it
 PIECE = 2048  # keys that a predicate is asked about at a time
 RUN_NUMBERS = 4  # of a run in the table: start, stop, keys before it, place of its first word
+NOT_IN_A_GRAPH = "Pattern: a mask is compiled by its values: make the pattern outside of the graph"
 
 
-def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+def on_cpu(function: Callable[P, T]) -> Callable[P, T]:
     """What it makes is on the CPU, whatever torch.set_default_device says."""
 
     @wraps(function)
-    def wrapped(*args: Any, **options: Any) -> Any:
+    def wrapped(*args: P.args, **options: P.kwargs) -> T:
         with torch.device("cpu"):
             return function(*args, **options)
 
@@ -47,6 +53,15 @@ class Pattern(Geometry):
     `table` holds, as int64: where each group's runs begin, and their number; start, stop, number of
     the group's keys before the run, and place of its first word (-1: fully seen) of each run; and
     the words. csrc/pattern.h reads the same.
+
+    Example:
+        >>> strided = lambda q, k: (k <= q) & ((q - k < 16) | (k % 16 == 15))
+        >>> pattern = Pattern.from_function(strided, 100, 100)
+        >>> q, k, v = (torch.randn(1, 4, 100, 32) for _ in range(3))
+        >>> attention(q, k, v, pattern).shape
+        torch.Size([1, 4, 100, 32])
+        >>> document = torch.arange(100) // 40  # packed sequences of 40, 40 and 20
+        >>> packed = Pattern.from_mask(document.view(-1, 1) == document)
     """
 
     q_len: int
@@ -56,11 +71,22 @@ class Pattern(Geometry):
     digest: str = field(init=False, repr=False)
     name: ClassVar[str] = "pattern"
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, q_len: int, k_len: Any = None, n_runs: Any = None, table: Any = None
+    ) -> None:
+        if not isinstance(table, Tensor):
+            raise TypeError(
+                "Pattern: make one by Pattern.from_mask(mask) or"
+                f" Pattern.from_function(function, q_len, k_len), got {type(q_len).__name__}"
+            )
+        parts = {"q_len": q_len, "k_len": k_len, "n_runs": n_runs, "table": table}
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
         digest = hashlib.blake2b(content(self.table), digest_size=16).hexdigest()
         object.__setattr__(self, "digest", digest)
 
     @classmethod
+    @by_values(NOT_IN_A_GRAPH)
     def from_mask(cls, mask: Tensor) -> Pattern:
         """mask: bool [Lq, Lk], True where the query sees the key."""
         if not isinstance(mask, Tensor):
@@ -73,6 +99,7 @@ class Pattern(Geometry):
         return compiled(lambda rows, keys: mask[rows][:, keys].cpu(), *mask.shape)
 
     @classmethod
+    @by_values(NOT_IN_A_GRAPH)
     def from_function(
         cls, function: Callable[[Tensor, Tensor], Tensor], q_len: int, k_len: int
     ) -> Pattern:
@@ -81,11 +108,20 @@ class Pattern(Geometry):
         """
         check_count("Pattern", "q_len", q_len, 0)
         check_count("Pattern", "k_len", k_len, 0)
+        check_function(function)
 
         def piece(rows: slice, keys: slice) -> Tensor:
             q_pos = torch.arange(rows.start, rows.stop).unsqueeze(1)
             k_pos = torch.arange(keys.start, keys.stop).unsqueeze(0)
-            seen = function(q_pos, k_pos)
+            try:
+                seen = function(q_pos, k_pos)
+            except RuntimeError as error:
+                if "Boolean value of Tensor" not in str(error):
+                    raise
+                raise ValueError(
+                    "Pattern: function must combine tensors by &, | and ~, and choose by"
+                    " torch.where; and, or, not, if and a < b < c want one bool, got a tensor"
+                ) from error
             if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
                 got = str(seen.dtype) if isinstance(seen, Tensor) else type(seen).__name__
                 raise TypeError(f"Pattern: function must return a bool tensor, got {got}")
@@ -113,7 +149,7 @@ class Pattern(Geometry):
 
     # torch.compiler.assume_constant_result does no more, and imports all of the compiler. Of a
     # function's arguments torch 2.11 takes no dataclass: a method, and the digest to tell them by.
-    tiles._dynamo_marked_constant = True
+    tiles._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def default_offset(self, q_len: int, k_len: int) -> int:
         return 0 if q_len == self.q_len else k_len - q_len - (self.k_len - self.q_len)
@@ -151,7 +187,7 @@ class Pattern(Geometry):
         start, stop = max(query_offset, 0), min(query_offset + q_len, self.q_len)
         if self.n_runs == 0:
             return 0
-        bits_in_byte = sum(torch.arange(256) >> i & 1 for i in range(8))
+        bits_in_byte = (torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1).sum(1)
         pairs = 0
         for group in range(start // GROUP, group_count(stop)):
             first, rows = group * GROUP, full_words(torch.tensor(group), stop)
@@ -160,6 +196,23 @@ class Pattern(Geometry):
             words = self.words(group, group + 1)[0, :k_len] & rows
             pairs += int(bits_in_byte[words.view(torch.uint8).int()].sum())
         return pairs
+
+
+def check_function(function: Any) -> None:
+    """Raise unless `function` takes a query's and a key's position, and needs no more."""
+    if not callable(function):
+        raise TypeError(f"Pattern: function must be a function, got {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(0, 0)
+    except TypeError:
+        raise TypeError(
+            "Pattern: function must take (q_pos, k_pos); FlexAttention's mask_mod is"
+            f" lambda q, k: mask_mod(0, 0, q, k), got {signature}"
+        ) from None
 
 
 def group_count(q_len: int) -> int:

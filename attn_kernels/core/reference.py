@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..score.base import Place, Score
-from .geometry import Geometry
+from .geometry import FARTHEST, Geometry
 
 # MKL picks the code of exp and of log in a function's first call. Where that call comes from two
 # threads at once, one of them may get the code of low accuracy, 1.5e-4 off (one process in ten with
@@ -71,7 +71,7 @@ def visible_keys(
     q_pos = torch.arange(q.shape[2], device=q.device).view(1, 1, -1, 1)
     k_pos = torch.arange(k.shape[2], device=q.device).view(1, 1, 1, -1)
     if isinstance(query_offset, Tensor):
-        query_offset = query_offset.to(torch.int64).view(-1, 1, 1, 1)
+        query_offset = query_offset.to(torch.int64).clamp(-FARTHEST, FARTHEST).view(-1, 1, 1, 1)
     q_pos = q_pos + query_offset
     visible = geometry.visible(q_pos, k_pos)
     if key_lengths is not None:

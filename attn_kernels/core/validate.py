@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..score.base import Score
-from .checks import DTYPES, check_like_q, check_number, check_per_entry, name_of
-from .geometry import Geometry, check_geometry
+from .checks import DTYPES, check_dense, check_like_q, check_number, check_per_entry, name_of
+from .geometry import FARTHEST, check_geometry
 from .pattern import Pattern
 
 
@@ -36,7 +37,7 @@ def check_inputs(
             term.check(q, v, geometry)
     if key_lengths is not None:
         check_per_entry("key_lengths", key_lengths, q)
-    if query_offset is not None and type(query_offset) is not int:
+    if query_offset is not None:
         check_offset(query_offset, q)
     if isinstance(geometry, Pattern):
         check_pattern(q, k, geometry, query_offset)
@@ -44,10 +45,18 @@ def check_inputs(
 
 def check_tensors(q: Any, k: Any, v: Any) -> None:
     tensors = isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)
-    if not (tensors and q.dim() == k.dim() == v.dim() == 4):
+    if not (tensors and q.layout is k.layout is v.layout is torch.strided):
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check_dense(name, x)
+    try:
+        q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
+    except RuntimeError:  # nested tensors of the strided layout: asking each costs 0.1 us
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            check_dense(name, x)
+        raise
+    if not len(q_shape) == len(k_shape) == len(v_shape) == 4:
         for name, x in (("q", q), ("k", k), ("v", v)):
             check_rank(name, x)
-    q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     (batch, heads, _, dim), (k_batch, k_heads, k_len, k_dim) = q_shape, k_shape
     if k_batch != batch or k_dim != dim:
         raise ValueError(f"k must have shape [{batch}, *, *, {dim}] like q, got {list(k_shape)}")
@@ -67,14 +76,12 @@ def check_tensors(q: Any, k: Any, v: Any) -> None:
     check_like_q("v", v, q)
 
 
-def check_rank(name: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+def check_rank(name: str, x: Tensor) -> None:
     if x.dim() != 4:
         raise ValueError(f"{name} must have shape [batch, heads, length, dim], got {list(x.shape)}")
 
 
-def check_canvas(q: Tensor, k: Tensor, geometry: Geometry, query_offset: Any) -> None:
+def check_canvas(q: Tensor, k: Tensor, geometry: Any, query_offset: Any) -> None:
     rows, cols = geometry.grid
     for name, x in (("q", q), ("k", k)):
         if x.shape[2] != rows * cols:
@@ -104,10 +111,21 @@ def check_pattern(q: Tensor, k: Tensor, geometry: Pattern, query_offset: Any) ->
 
 
 def check_offset(value: Any, q: Tensor) -> None:
+    """A tensor is not looked into: kernels take what is beyond the bounds as the bound."""
     if isinstance(value, Tensor):
-        check_per_entry("query_offset", value, q)
-    elif isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
+        if not (value.dim() == 0 and torch.jit.is_tracing()):  # a size is such a tensor then
+            check_per_entry("query_offset", value, q)
+        return
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"query_offset must be an int or int tensor, got {type(value).__name__}")
+    # The bounds would limit the sizes that an offset is computed from in a compiled graph.
+    if not (torch.compiler.is_compiling() or -FARTHEST <= value <= FARTHEST):
+        raise ValueError(f"query_offset must be in [-2**60, 2**60], got {value}")
+
+
+def check_return_lse(value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"return_lse must be a bool, got {type(value).__name__}")
 
 
 def check_window(causal: Any, window: Any) -> None:

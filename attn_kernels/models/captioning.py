@@ -73,6 +73,15 @@ class CaptionConfig(Config):
         return self.image[0] // factor, self.image[1] // factor
 
 
+class RectifiedConvolution(nn.Conv2d):
+    """A convolution in front of a ReLU: He's initialisation; the bias zero."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.zeros_(self.bias)
+
+
 def grid_network(channels: int, stages: tuple[tuple[int, int], ...]) -> nn.Sequential:
     """VGG's plan: 3 x 3 convolutions with ReLU, 2 x 2 maximum pooling between the stages."""
     layers: list[nn.Module] = []
@@ -80,10 +89,7 @@ def grid_network(channels: int, stages: tuple[tuple[int, int], ...]) -> nn.Seque
         if stage:
             layers.append(nn.MaxPool2d(2))
         for _ in range(convolutions):
-            convolution = nn.Conv2d(channels, width, 3, padding=1)
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
-            layers += [convolution, nn.ReLU()]
+            layers += [RectifiedConvolution(channels, width, 3, padding=1), nn.ReLU()]
             channels = width
     return nn.Sequential(*layers)
 

@@ -19,6 +19,7 @@ from attn_kernels.nn.checks import (
     check_fraction,
     check_ids,
 )
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 from .sampling import sample
@@ -153,7 +154,7 @@ def stream_pattern(config: DalleConfig, pattern: str) -> Pattern:
 Rank = Callable[[Tensor, Tensor], Tensor]
 
 
-class Dalle(nn.Module):
+class Dalle(Layer):
     """The transformer of DALL-E (arXiv 2102.12092, section 2.2 and appendix B).
 
     The stream is a start token, the text, and the image's codes (`DiscreteVae`) in raster order. A
@@ -193,6 +194,10 @@ class Dalle(nn.Module):
         self.layers = TransformerStack(layer(name) for name in c.layer_patterns)
         self.text_head = nn.Linear(c.dim, c.text_vocab)
         self.image_head = nn.Linear(c.dim, c.codes)
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """Embeddings and positions have a standard deviation of 0.02."""
         for parameter in (
             self.text_embedding.weight,
             self.image_embedding.weight,

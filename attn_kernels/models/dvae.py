@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_kernels.nn.checks import check_counts, check_ids, check_tensor
+from attn_kernels.nn.checks import check_all, check_counts, check_ids, check_tensor
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 
@@ -79,7 +80,19 @@ class DiscreteVaeConfig(Config):
         return self.image[0] // factor, self.image[1] // factor
 
 
-class ResidualBlock(nn.Module):
+class Convolution(nn.Conv2d):
+    """A convolution that keeps the image's size; weights of variance 1 / fan-in, no bias yet."""
+
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__(inputs, outputs, size, padding=size // 2)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+        nn.init.zeros_(self.bias)
+
+
+class ResidualBlock(Layer):
     """x + gain * four rectified convolutions of x, narrow in the middle."""
 
     def __init__(self, inputs: int, outputs: int, sizes: tuple[int, ...], gain: float) -> None:
@@ -88,21 +101,13 @@ class ResidualBlock(nn.Module):
         widths = [inputs, *[outputs // 4] * (len(sizes) - 1), outputs]
         layers: list[nn.Module] = []
         for size, before, after in zip(sizes, widths[:-1], widths[1:], strict=True):
-            layers += [nn.ReLU(), convolution(before, after, size)]
+            layers += [nn.ReLU(), Convolution(before, after, size)]
         self.path = nn.Sequential(*layers)
         changes = inputs != outputs
-        self.shortcut = convolution(inputs, outputs, 1) if changes else nn.Identity()
+        self.shortcut = Convolution(inputs, outputs, 1) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.gain * self.path(x)
-
-
-def convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
-    """A convolution that keeps the image's size; weights of variance 1 / fan-in, no bias yet."""
-    layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
-    nn.init.normal_(layer.weight, std=(inputs * size**2) ** -0.5)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def residual_groups(
@@ -120,7 +125,7 @@ def residual_groups(
     return layers
 
 
-class DiscreteVae(nn.Module):
+class DiscreteVae(Layer):
     """The discrete VAE of DALL-E (Ramesh et al. 2021, arXiv 2102.12092, section 2.1, appendix A).
 
         q(z | x)   a softmax over K codes at every cell of a grid
@@ -139,20 +144,20 @@ class DiscreteVae(nn.Module):
         c = config
         widths = [c.hidden << group for group in range(c.groups)]
         self.encoder = nn.Sequential(
-            convolution(c.channels, c.hidden, 7),
+            Convolution(c.channels, c.hidden, 7),
             *residual_groups(
                 [c.hidden, *widths], c.blocks, (3, 3, 3, 1), nn.MaxPool2d, kernel_size=2
             ),
             nn.ReLU(),
-            convolution(widths[-1], c.codes, 1),
+            Convolution(widths[-1], c.codes, 1),
         )
-        self.codebook = convolution(c.codes, c.code_dim, 1)  # a row for each code, and a bias
+        self.codebook = Convolution(c.codes, c.code_dim, 1)  # a row for each code, and a bias
         self.decoder = nn.Sequential(
             *residual_groups(
                 [c.code_dim, *reversed(widths)], c.blocks, (1, 3, 3, 3), nn.Upsample, scale_factor=2
             ),
             nn.ReLU(),
-            convolution(c.hidden, 2 * c.channels, 1),
+            Convolution(c.hidden, 2 * c.channels, 1),
         )
 
     def logits(self, images: Tensor) -> Tensor:
@@ -166,8 +171,11 @@ class DiscreteVae(nn.Module):
                 f" got {list(images.shape)}"
             )
         least, most = images.aminmax()
-        if least < 0 or most > 1:
-            raise ValueError(f"images must lie in [0, 1], got {float(least)} to {float(most)}")
+        check_all(
+            "images must lie in [0, 1]",
+            (least >= 0) & (most <= 1),
+            lambda: f"{float(least)} to {float(most)}",
+        )
         return self.encoder(into_margin(images))
 
     @torch.no_grad()

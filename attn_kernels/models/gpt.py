@@ -27,6 +27,7 @@ from attn_kernels.nn.checks import (
     check_fraction,
     check_ids,
 )
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 from .sampling import generate
@@ -69,7 +70,7 @@ class GPTConfig(Config):
             raise TypeError(f"GPTConfig: windows must be a tuple, not empty, got {self.windows!r}")
 
 
-class GPT(nn.Module):
+class GPT(Layer):
     """Decoder-only language model: GPT-2's architecture.
 
         x = embedding[tokens] + positions
@@ -103,9 +104,9 @@ class GPT(nn.Module):
             )
 
         self.decoder = TransformerStack(layer(index) for index in range(c.layers))
-        self.reset_parameters()
+        self.init_parameters()
 
-    def reset_parameters(self) -> None:
+    def init_parameters(self) -> None:
         """GPT-2's initialisation."""
         nn.init.normal_(self.embedding, std=0.02)
         for module in self.modules():

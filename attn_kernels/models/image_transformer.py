@@ -26,10 +26,12 @@ from attn_kernels.nn.checks import (
     check_fraction,
     check_ids,
 )
+from attn_kernels.nn.layer import Layer
 
 from . import logistic
 from .canvas import from_canvas, keys_of, read_before, scan_order, to_canvas
 from .config import Config
+from .constant import Constant
 from .image_inputs import ChannelEmbedding, GridPositions, PixelEmbedding
 from .sampling import sample
 
@@ -184,7 +186,7 @@ class ScanAttention(Attention):
         return self.out(self.attend(q, k, v, geometry).transpose(1, 2).flatten(2))
 
 
-class ImageTransformer(nn.Module):
+class ImageTransformer(Layer):
     """Image Transformer (Parmar et al. 2018, arXiv 1802.05751): p(image) = prod p(cell | before).
 
         x   = embedding of the cell written before + position (+ class)
@@ -245,9 +247,8 @@ class ImageTransformer(nn.Module):
         categorical = c.output == CATEGORICAL
         outputs = c.levels if categorical else logistic.parameter_count(c.channels, c.mixtures)
         self.head = nn.Linear(c.dim, outputs)
-        self.register_buffer("scan", scan_order(self.geometry, cells), persistent=False)
-        before = read_before(self.geometry, cells, c.blockwise_shift)
-        self.register_buffer("before", before, persistent=False)
+        self.scan = Constant(lambda: scan_order(self.geometry, cells))
+        self.before = Constant(lambda: read_before(self.geometry, cells, c.blockwise_shift))
 
     def cells_of(self, images: Tensor) -> Tensor:
         """images [B, channels, rows, cols] as cells: [B, cells], or [B, cells, channels]."""
@@ -289,15 +290,15 @@ class ImageTransformer(nn.Module):
             self.check_images("source", source, c.source)
             canvas = to_canvas(source).flatten(1)
             cells = torch.arange(canvas.shape[1], device=canvas.device)
-            x = self.source_embedding(canvas, cells) + self.source_positions()
+            x = self.source_positions(self.source_embedding(canvas, cells))
             context = self.encoder(self.dropout(x))
         return classes, context
 
     def decode(self, cells: Tensor, classes: Tensor | None, context: Tensor | None) -> Tensor:
         """The head's outputs [B, cells, P]: at each cell, of its own distribution."""
         everywhere = torch.arange(cells.shape[1], device=cells.device)
-        x = F.pad(self.embedding(cells, everywhere), (0, 0, 0, 1))[:, self.before]
-        x = x + self.positions()
+        x = F.pad(self.embedding(cells, everywhere), (0, 0, 0, 1))
+        x = self.positions(x[:, self.before.on(x.device)])
         x = x if classes is None else x + classes
         return self.head(self.decoder(self.dropout(x), context))
 
@@ -311,13 +312,16 @@ class ImageTransformer(nn.Module):
     ) -> Tensor:
         """`decode` at the cell written as number `rank` alone, [B, P]; the cache holds those before
         it."""
-        place = self.scan[rank]
-        before = self.before[place : place + 1]
-        x = self.positions()[place].expand(len(cells), 1, -1)
+        place = int(self.scan.value[rank])
+        before = int(self.before.value[place])
         if before < cells.shape[1]:
-            x = x + self.embedding(cells[:, before], before)
+            cell = torch.arange(before, before + 1, device=cells.device)
+            x = self.embedding(cells[:, before : before + 1], cell)
+        else:
+            x = self.head.weight.new_zeros(len(cells), 1, self.config.dim)
+        x = self.positions(x, place)
         x = x if classes is None else x + classes
-        keys = keys_of(self.geometry, self.scan, rank)
+        keys = keys_of(self.geometry, self.scan.on(cells.device), rank)
         x = self.decoder(self.dropout(x), context, cache=cache, keys=keys)
         return self.head(x).squeeze(1)
 
@@ -379,10 +383,10 @@ class ImageTransformer(nn.Module):
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {temperature}")
         conditions = self.condition(count, labels, source)
-        shape = (count, len(self.scan)) + ((c.channels,) if c.output == LOGISTIC else ())
-        cells = torch.zeros(shape, dtype=torch.int64, device=self.scan.device)
+        shape = (count, len(self.scan.value)) + ((c.channels,) if c.output == LOGISTIC else ())
+        cells = torch.zeros(shape, dtype=torch.int64, device=self.head.weight.device)
         cache = ModelCache(c.layers)
-        for rank, place in enumerate(self.scan.tolist()):
+        for rank, place in enumerate(self.scan.value.tolist()):
             if cached:
                 out = self.decode_next(cells, rank, *conditions, cache)
             else:

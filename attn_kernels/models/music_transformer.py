@@ -26,6 +26,7 @@ from attn_kernels.nn.checks import (
     check_fraction,
     check_ids,
 )
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 from .performance import END, MELODY_VOCABULARY, START, VOCABULARY
@@ -102,7 +103,7 @@ class MusicTransformerConfig(Config):
         return 2 * self.block if self.attention == "local" else max(self.max_length // 2, 1)
 
 
-class MusicTransformer(nn.Module):
+class MusicTransformer(Layer):
     """Relative self-attention over performance events (arXiv 1809.04281, v3).
 
         s_ij = (q_i . k_j + q_i . E[j - i]) / sqrt(D_h), j <= i            section 3.4, global
@@ -130,9 +131,7 @@ class MusicTransformer(nn.Module):
         self.melody_embedding = None
         if c.melody_vocab is not None:
             self.melody_embedding = nn.Embedding(c.melody_vocab, c.dim)
-        for table in (self.embedding, self.melody_embedding):
-            if table is not None:
-                nn.init.normal_(table.weight, std=c.dim**-0.5)
+        self.init_embeddings()
         self.positions = SinusoidalPositions(c.dim, "tensor2tensor")
         self.dropout = nn.Dropout(c.dropout)
         local = Local1d(c.block, c.block)
@@ -163,8 +162,22 @@ class MusicTransformer(nn.Module):
             self.encoder = TransformerStack(layer(Full(), False) for _ in range(c.melody_layers))
         self.decoder = TransformerStack(layer(own, reads) for _ in range(c.layers))
         self.output = nn.Linear(c.dim, c.vocab)
+        self.init_output()
+
+    def init_embeddings(self) -> None:
+        """The standard deviation is dim ** -0.5."""
+        for table in (self.embedding, self.melody_embedding):
+            if table is not None:
+                nn.init.normal_(table.weight, std=self.config.dim**-0.5)
+
+    def init_output(self) -> None:
+        """Glorot's uniform initialisation; the bias zero."""
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+
+    def init_parameters(self) -> None:
+        self.init_embeddings()
+        self.init_output()
 
     def embed(self, tokens: Tensor, table: nn.Embedding, offset: int = 0) -> Tensor:
         """sqrt(dim) * embedding, and sinusoids if the model has them, dropped: [B, L, dim]."""

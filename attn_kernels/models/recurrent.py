@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attn_kernels.nn.checks import check_count, check_counts, check_ids
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 from .sampling import generate
@@ -30,7 +31,7 @@ def check_special_ids(config: Config, vocab: int) -> None:
         )
 
 
-class RecurrentDecoder(nn.Module):
+class RecurrentDecoder(Layer):
     """Base of models that read a source and write a sentence, one word after the other.
 
     Sentences are ids [B, T], padded on the right with config.pad. A subclass gives `first_state`,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_kernels import Full, attention
+from attn_kernels.nn.layer import Layer
 
 
 def masked_softmax(logits: Tensor, lengths: Tensor | None) -> Tensor:
@@ -16,7 +17,7 @@ def masked_softmax(logits: Tensor, lengths: Tensor | None) -> Tensor:
     return logits.softmax(-1)
 
 
-class AdditiveAttention(nn.Module):
+class AdditiveAttention(Layer):
     """Attention by a small network (Bahdanau et al. 2015, arXiv 1409.0473, section 3.1).
 
         e_ij = v . tanh(W s_i + U h_j + b),    a_ij = softmax_j(e_ij),    c_i = sum_j a_ij h_j
@@ -48,7 +49,7 @@ class AdditiveAttention(nn.Module):
         return self.weights(query, keys, lengths) @ memory
 
 
-class DotAttention(nn.Module):
+class DotAttention(Layer):
     """Luong's dot and general scores (Luong et al. 2015, arXiv 1508.04025, section 3.1).
 
         e_ij = s_i . h_j    or    s_i . W h_j,    a_ij = softmax_j(e_ij),    c_i = sum_j a_ij h_j

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from attn_kernels import Full, attention
 from attn_kernels.nn.checks import check_count, check_counts, check_ids, check_tensor
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 
@@ -67,23 +70,57 @@ class SaganConfig(Config):
         return (self.image // self.bottom).bit_length() - 1
 
 
-def normed_conv(inputs: int, outputs: int, size: int, bias: bool = True) -> nn.Module:
+def init_normed(layer: nn.Module, init: Callable[[Tensor], Any]) -> None:
+    """Fill the weight by `init` and the bias, if there is one, with 0. Behind spectral norm it is
+    the weight before the division, and the estimated singular vectors begin anew too."""
+    normed = is_parametrized(layer)
+    weight = layer.parametrizations.weight.original if normed else layer.weight
+    init(weight)
+    if getattr(layer, "bias", None) is not None:
+        nn.init.zeros_(layer.bias)
+    if normed:
+        fresh = nn.Module()
+        fresh.weight = nn.Parameter(weight.detach())
+        estimates = spectral_norm(fresh).parametrizations.weight[0].state_dict()
+        layer.parametrizations.weight[0].load_state_dict(estimates)
+
+
+class NormedConv2d(nn.Conv2d):
     """A convolution that keeps the image's size, its largest singular value normalised to 1."""
-    convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=bias)
-    nn.init.xavier_uniform_(convolution.weight)
-    if bias:
-        nn.init.zeros_(convolution.bias)
-    return spectral_norm(convolution)
+
+    def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, size, padding=size // 2, bias=bias)
+        spectral_norm(self)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        init_normed(self, nn.init.xavier_uniform_)
 
 
-def normed_linear(inputs: int, outputs: int) -> nn.Module:
-    linear = nn.Linear(inputs, outputs)
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return spectral_norm(linear)
+class NormedLinear(nn.Linear):
+    """A linear map, its largest singular value normalised to 1."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        spectral_norm(self)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        init_normed(self, nn.init.xavier_uniform_)
 
 
-class SelfAttention2d(nn.Module):
+class NormedEmbedding(nn.Embedding):
+    """A table of vectors, its largest singular value normalised to 1."""
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__(count, dim)
+        spectral_norm(self)
+
+    def reset_parameters(self) -> None:
+        init_normed(self, nn.init.normal_)
+
+
+class SelfAttention2d(Layer):
     """Self-attention over the cells of x [B, C, rows, cols] (section 3 of arXiv 1805.08318).
 
         q = W_f x,  k = pool(W_g x),  v = pool(W_h x)      1 x 1 convolutions to C/8, C/8 and C/2
@@ -117,11 +154,16 @@ class SelfAttention2d(nn.Module):
         check_count("key_channels", keys)
         check_count("value_channels", values)
         self.channels, self.pool, self.backend = channels, pool, backend
-        self.query = normed_conv(channels, keys, 1, bias=False)
-        self.key = normed_conv(channels, keys, 1, bias=False)
-        self.value = normed_conv(channels, values, 1, bias=False)
-        self.out = normed_conv(values, channels, 1, bias=False)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.query = NormedConv2d(channels, keys, 1, bias=False)
+        self.key = NormedConv2d(channels, keys, 1, bias=False)
+        self.value = NormedConv2d(channels, values, 1, bias=False)
+        self.out = NormedConv2d(values, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.empty(()))
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """gamma is zero."""
+        nn.init.zeros_(self.gamma)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [B, 1, cells, dk], k and v [B, 1, cells or cells / 4, dk or dv]."""
@@ -152,28 +194,34 @@ class SelfAttention2d(nn.Module):
         return weights.unflatten(1, x.shape[2:]).unflatten(-1, keys)
 
 
-class ClassNorm(nn.Module):
+class ClassNorm(Layer):
     """Batch normalisation with a gain and a bias for each class (or one, without classes)."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.gain = nn.Parameter(torch.ones(max(classes, 1), channels))
-        self.bias = nn.Parameter(torch.zeros(max(classes, 1), channels))
+        self.gain = nn.Parameter(torch.empty(max(classes, 1), channels))
+        self.bias = nn.Parameter(torch.empty(max(classes, 1), channels))
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """Gains are one, biases zero."""
+        nn.init.ones_(self.gain)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         gain, bias = self.gain[labels], self.bias[labels]
         return self.norm(x) * gain[:, :, None, None] + bias[:, :, None, None]
 
 
-class GeneratorBlock(nn.Module):
+class GeneratorBlock(Layer):
     """Doubles the image: x and two convolutions of it, added."""
 
     def __init__(self, inputs: int, outputs: int, classes: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = ClassNorm(inputs, classes), ClassNorm(outputs, classes)
-        self.conv1, self.conv2 = normed_conv(inputs, outputs, 3), normed_conv(outputs, outputs, 3)
-        self.shortcut = normed_conv(inputs, outputs, 1)
+        self.conv1, self.conv2 = NormedConv2d(inputs, outputs, 3), NormedConv2d(outputs, outputs, 3)
+        self.shortcut = NormedConv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = self.conv1(F.interpolate(F.relu(self.norm1(x, labels)), scale_factor=2))
@@ -181,16 +229,16 @@ class GeneratorBlock(nn.Module):
         return self.shortcut(F.interpolate(x, scale_factor=2)) + h
 
 
-class DiscriminatorBlock(nn.Module):
+class DiscriminatorBlock(Layer):
     """x and two convolutions of it, added, and halved if `halve`. The first block sees pixels: it
     does not rectify them."""
 
     def __init__(self, inputs: int, outputs: int, halve: bool = True, first: bool = False) -> None:
         super().__init__()
         self.halve, self.first = halve, first
-        self.conv1, self.conv2 = normed_conv(inputs, outputs, 3), normed_conv(outputs, outputs, 3)
+        self.conv1, self.conv2 = NormedConv2d(inputs, outputs, 3), NormedConv2d(outputs, outputs, 3)
         reshapes = halve or inputs != outputs
-        self.shortcut = normed_conv(inputs, outputs, 1) if reshapes else nn.Identity()
+        self.shortcut = NormedConv2d(inputs, outputs, 1) if reshapes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
@@ -212,7 +260,7 @@ def checked_labels(labels: Tensor | None, count: int, classes: int, device: obje
     return labels
 
 
-class SaganGenerator(nn.Module):
+class SaganGenerator(Layer):
     """Noise to images in [-1, 1]: a linear map, residual blocks that double the image, with class
     conditional batch norm, attention between two of them; spectral norm on every weight."""
 
@@ -220,7 +268,7 @@ class SaganGenerator(nn.Module):
         super().__init__()
         self.config = c = config
         channels = c.width << (c.blocks - 1)
-        self.first = normed_linear(c.latent, channels * c.bottom**2)
+        self.first = NormedLinear(c.latent, channels * c.bottom**2)
         self.blocks = nn.ModuleList()
         for block in reversed(range(c.blocks)):
             self.blocks.append(GeneratorBlock(channels, c.width << block, c.classes))
@@ -228,7 +276,7 @@ class SaganGenerator(nn.Module):
             if c.image >> block == c.attention_at:
                 self.attention = SelfAttention2d(channels, pool=c.pool, backend=backend)
         self.norm = nn.BatchNorm2d(channels)
-        self.last = normed_conv(channels, c.image_channels, 3)
+        self.last = NormedConv2d(channels, c.image_channels, 3)
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """[B, image_channels, image, image] of noise [B, latent] and labels [B]."""
@@ -263,7 +311,7 @@ class SaganGenerator(nn.Module):
         return -judged.mean()
 
 
-class SaganDiscriminator(nn.Module):
+class SaganDiscriminator(Layer):
     """Images to judgements: residual blocks that halve the image, attention between two of them, a
     sum over cells, and a linear map plus a product with the class embedding (Miyato & Koyama 2018);
     spectral norm on every weight."""
@@ -278,9 +326,9 @@ class SaganDiscriminator(nn.Module):
             if c.image >> (block + 1) == c.attention_at:
                 self.attention = SelfAttention2d(channels, pool=c.pool, backend=backend)
         self.blocks.append(DiscriminatorBlock(channels, channels, halve=False))
-        self.last = normed_linear(channels, 1)
+        self.last = NormedLinear(channels, 1)
         if c.classes:
-            self.embedding = spectral_norm(nn.Embedding(c.classes, channels))
+            self.embedding = NormedEmbedding(c.classes, channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Judgements [B] of images [B, image_channels, image, image] with labels [B]."""

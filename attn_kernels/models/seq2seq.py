@@ -99,8 +99,12 @@ class RnnSeq2Seq(Seq2Seq):
         self.encoder = nn.LSTM(*sizes, batch_first=True, dropout=dropout)
         self.decoder = nn.LSTM(*sizes, batch_first=True, dropout=dropout)
         self.output = nn.Linear(config.hidden_dim, config.target_vocab)
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """All uniform in [-init_range, init_range]."""
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -config.init_range, config.init_range)
+            nn.init.uniform_(parameter, -self.config.init_range, self.config.init_range)
 
     def encode(self, source: Tensor, lengths: Tensor) -> LstmState:
         if self.config.reverse_source:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_kernels.nn.checks import check_choice, check_counts, check_fraction
+from attn_kernels.nn.layer import Layer
 
 from .recurrent import run_lstm, run_packed
 from .recurrent_attention import AdditiveAttention, DotAttention
@@ -64,7 +65,7 @@ class BahdanauState(NamedTuple):
     lengths: Tensor
 
 
-class ContextGru(nn.Module):
+class ContextGru(Layer):
     """The decoder's gated unit, which also reads a context (appendix A.1.1).
 
     z  = sigmoid(W_z y + U_z s + C_z c)
@@ -113,9 +114,10 @@ class BahdanauSeq2Seq(AttentionSeq2Seq):
         self.deep = nn.Linear(hidden + embed + 2 * hidden, 2 * config.maxout_dim)
         self.output = nn.Linear(config.maxout_dim, config.target_vocab)
         self.dropout = nn.Dropout(config.dropout)
-        self.reset_parameters()
+        self.init_parameters()
 
-    def reset_parameters(self) -> None:
+    def init_parameters(self) -> None:
+        """The paper's appendix B.1."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter) if parameter.dim() == 1 else nn.init.normal_(
                 parameter, std=0.01
@@ -216,8 +218,12 @@ class LuongSeq2Seq(AttentionSeq2Seq):
         self.combine = nn.Linear(2 * hidden, hidden, bias=False)
         self.output = nn.Linear(hidden, config.target_vocab)
         self.dropout = nn.Dropout(config.dropout)
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """All uniform in [-init_range, init_range]."""
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -config.init_range, config.init_range)
+            nn.init.uniform_(parameter, -self.config.init_range, self.config.init_range)
 
     def encode(self, source: Tensor, lengths: Tensor) -> LuongState:
         if self.config.reverse_source:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attn_kernels.nn.checks import check_all
+
 
 def lengths_of(name: str, tokens: Tensor, pad: int) -> Tensor:
     """The length of each sequence, [batch]; at least 1, with `pad` only behind it."""
     real = tokens != pad
     lengths = real.sum(1)
-    if torch.compiler.is_compiling() or tokens.device.type == "meta":
-        return lengths
-    if (lengths == 0).any():
-        entry = int((lengths == 0).nonzero()[0])
-        raise ValueError(f"{name} must have at least one token, got none in entry {entry}")
+    check_all(
+        f"{name} must have at least one token",
+        lengths > 0,
+        lambda: f"none in entry {first_of(lengths == 0)}",
+    )
     positions = torch.arange(tokens.shape[1], device=tokens.device)
-    inside = (real != (positions < lengths.unsqueeze(1))).any(1)
-    if inside.any():
-        entry = int(inside.nonzero()[0])
-        raise ValueError(f"{name} must have pad {pad} only at its end, got it inside entry {entry}")
+    at_end = (real == (positions < lengths.unsqueeze(1))).all(1)
+    check_all(
+        f"{name} must have pad {pad} only at its end",
+        at_end,
+        lambda: f"it inside entry {first_of(~at_end)}",
+    )
     return lengths
+
+
+def first_of(entries: Tensor) -> int:
+    """Which entry of [batch] is the first true one."""
+    return int(entries.nonzero()[0])
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:

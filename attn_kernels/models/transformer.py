@@ -20,6 +20,7 @@ from attn_kernels.nn import (
     TransformerStack,
 )
 from attn_kernels.nn.checks import check_choice, check_counts, check_fraction, check_ids
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 from .sampling import generate
@@ -63,7 +64,7 @@ class TransformerConfig(Config):
             raise ValueError(f"TransformerConfig: pad, start and end must be below {self.vocab}")
 
 
-class Transformer(nn.Module):
+class Transformer(Layer):
     """Encoder-decoder of "Attention Is All You Need" (arXiv 1706.03762).
 
     Sections 3.1 to 3.5 and 5.4: N encoder layers (self-attention, feed-forward) and N decoder
@@ -86,7 +87,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = c = config
         self.embedding = nn.Parameter(torch.empty(c.vocab, c.dim))
-        nn.init.normal_(self.embedding, std=c.dim**-0.5)
+        self.init_parameters()
         self.positions = SinusoidalPositions(c.dim)
         self.dropout = nn.Dropout(c.dropout)
 
@@ -104,6 +105,10 @@ class Transformer(nn.Module):
 
         self.encoder = TransformerStack((layer(False) for _ in range(c.layers)), c.norm)
         self.decoder = TransformerStack((layer(True) for _ in range(c.layers)), c.norm)
+
+    def init_parameters(self) -> None:
+        """The embedding's standard deviation is dim ** -0.5."""
+        nn.init.normal_(self.embedding, std=self.config.dim**-0.5)
 
     def embed(self, tokens: Tensor, offset: int = 0) -> Tensor:
         """sqrt(dim) * embedding + sinusoids, dropped: [B, L, dim]."""

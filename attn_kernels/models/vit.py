@@ -18,6 +18,7 @@ from attn_kernels.nn import (
     TransformerStack,
 )
 from attn_kernels.nn.checks import check_counts, check_fraction, check_ids, check_tensor
+from attn_kernels.nn.layer import Layer
 
 from .config import Config
 
@@ -61,7 +62,7 @@ class ViTConfig(Config):
             )
 
 
-class ViT(nn.Module):
+class ViT(Layer):
     """Classification from the class token of a Transformer encoder (arXiv 2010.11929).
 
         z_0 = [class; W patch_1; ...; W patch_N] + positions        eq. 1
@@ -81,7 +82,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config = c = config
         self.patches = nn.Conv2d(c.channels, c.dim, c.patch, c.patch)
-        self.class_token = nn.Parameter(torch.zeros(c.dim))
+        self.class_token = nn.Parameter(torch.empty(c.dim))
         self.positions = LearnedPositions((c.image // c.patch) ** 2 + 1, c.dim)
         self.dropout = nn.Dropout(c.dropout)
 
@@ -95,6 +96,11 @@ class ViT(nn.Module):
 
         self.encoder = TransformerStack((layer() for _ in range(c.layers)), eps=1e-6)
         self.head = nn.Linear(c.dim, c.classes) if c.classes else None
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """The class token and the head are zero."""
+        nn.init.zeros_(self.class_token)
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attn_kernels import Full, Relative, attention
@@ -11,9 +12,10 @@ from attn_kernels.core.geometry import check_geometry
 
 from .cache import KeyValueCache
 from .checks import check_count, check_tensor
+from .layer import Layer
 
 
-class Attention(nn.Module):
+class Attention(Layer):
     """Multi-head self- or cross-attention under any geometry.
 
         q = x W_q, k = y W_k, v = y W_v           y is the context, or x itself
@@ -32,6 +34,11 @@ class Attention(nn.Module):
         geometry: which keys a query sees, unless forward gets another one.
         scale: of the logits, default head_dim ** -0.5.
         backend: as for `attention`; `set_backend` changes it later.
+        device, dtype: of the parameters.
+    Example:
+        >>> layer = Attention(64, 8, kv_heads=2, geometry=Causal(window=32))
+        >>> layer(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -48,6 +55,8 @@ class Attention(nn.Module):
         geometry: Any = Full(),  # noqa: B008 (frozen)
         scale: float | None = None,
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
@@ -67,15 +76,16 @@ class Attention(nn.Module):
         check_count("context_dim", self.context_dim)
         check_geometry(geometry)
         self.geometry, self.scale, self.backend = geometry, scale, backend
-        self.query = nn.Linear(dim, heads * self.head_dim, bias)
-        self.key = nn.Linear(self.context_dim, kv_heads * self.head_dim, bias)
-        self.value = nn.Linear(self.context_dim, kv_heads * self.value_head_dim, bias)
+        factory = {"device": device, "dtype": dtype}
+        self.query = nn.Linear(dim, heads * self.head_dim, bias, **factory)
+        self.key = nn.Linear(self.context_dim, kv_heads * self.head_dim, bias, **factory)
+        self.value = nn.Linear(self.context_dim, kv_heads * self.value_head_dim, bias, **factory)
         self.out = nn.Linear(
-            heads * self.value_head_dim, dim, bias if out_bias is None else out_bias
+            heads * self.value_head_dim, dim, bias if out_bias is None else out_bias, **factory
         )
-        self.reset_parameters()
+        self.init_parameters()
 
-    def reset_parameters(self) -> None:
+    def init_parameters(self) -> None:
         """Glorot's uniform initialisation; biases zero."""
         for projection in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(projection.weight)
@@ -96,14 +106,17 @@ class Attention(nn.Module):
         """q of x, and k and v of x or the context, those in the cache included."""
         check_tensor("x", x, ("batch", "length", "dim"), self.dim)
         q = self.split_heads(self.query(x), self.head_dim)
-        if context is not None and cache is not None and cache.length:
-            return q, cache.k, cache.v
         source = x if context is None else context
         check_tensor("context", source, ("batch", "length", "dim"), self.context_dim)
+        if context is not None and cache is not None and cache.length:
+            cache.check_context(context)
+            return q, cache.k, cache.v
         k = self.split_heads(self.key(source), self.head_dim)
         v = self.split_heads(self.value(source), self.value_head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
+            if context is not None:
+                cache.remember(context)
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, geometry: Any, **options: Any) -> Tensor:
@@ -130,7 +143,8 @@ class Attention(nn.Module):
             geometry: in place of the layer's own.
             key_lengths, query_offset: as for `attention`.
             cache: x's keys and values are appended to it, and all that it holds is attended to.
-                With a context, the first call fills the cache and later calls only read it.
+                With a context, the first call fills the cache and later calls only read it; they
+                must give the same context.
         """
         q, k, v = self.project(x, context, cache)
         geometry = self.geometry if geometry is None else geometry
@@ -142,7 +156,12 @@ class Attention(nn.Module):
 
 
 def set_backend(module: nn.Module, backend: str | None) -> nn.Module:
-    """Make every attention layer inside `module` compute with this backend; return `module`."""
+    """Make every attention layer inside `module` compute with this backend; return `module`.
+
+    Example:
+        >>> set_backend(Attention(64, 8), "reference").backend
+        'reference'
+    """
     for layer in module.modules():
         if hasattr(layer, "backend"):
             layer.backend = backend

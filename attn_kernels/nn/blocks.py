@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention
 from .cache import LayerCache, ModelCache
 from .checks import check_choice, check_count, check_fraction
+from .layer import Layer
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -20,17 +22,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class FeedForward(nn.Module):
+class FeedForward(Layer):
     """W_2 activation(W_1 x + b_1) + b_2, the same at every position.
 
     Args:
         dim, hidden: of x and the result, and between the two products.
         activation: "relu", "gelu" (with erf) or "gelu_tanh" (its approximation, GPT-2's).
         dropout: on the hidden units.
+        device, dtype: of the parameters.
+    Example:
+        >>> FeedForward(64, 256, "gelu")(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
-        self, dim: int, hidden: int, activation: str = "relu", dropout: float = 0.0
+        self,
+        dim: int,
+        hidden: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_choice("activation", activation, ACTIVATIONS)
@@ -38,8 +51,14 @@ class FeedForward(nn.Module):
         check_count("dim", dim)
         check_count("hidden", hidden)
         self.activation = activation
-        self.inner, self.outer = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        factory = {"device": device, "dtype": dtype}
+        self.inner = nn.Linear(dim, hidden, **factory)
+        self.outer = nn.Linear(hidden, dim, **factory)
         self.dropout = nn.Dropout(dropout)
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """Glorot's uniform initialisation; biases zero."""
         for projection in (self.inner, self.outer):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
@@ -48,21 +67,32 @@ class FeedForward(nn.Module):
         return self.outer(self.dropout(ACTIVATIONS[self.activation](self.inner(x))))
 
 
-class Residual(nn.Module):
+class Residual(Layer):
     """A sublayer with its residual connection, dropout and layer normalisation.
 
     norm="pre"      x + dropout(sublayer(LN(x)))
     norm="post"     LN(x + dropout(sublayer(x)))
+
+    Example:
+        >>> Residual(64)(torch.randn(2, 100, 64), FeedForward(64, 256)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
-        self, dim: int, norm: str = "pre", dropout: float = 0.0, eps: float = 1e-5
+        self,
+        dim: int,
+        norm: str = "pre",
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_choice("norm", norm, ("pre", "post"))
         check_fraction("dropout", dropout)
         self.before = norm == "pre"
-        self.norm = nn.LayerNorm(dim, eps)
+        self.norm = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -71,7 +101,7 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(sublayer(x)))
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Layer):
     """Self-attention, attention to a context if there is one, and a feed-forward network, each in
     a `Residual`. With norm="pre" a model normalises once more behind its last layer.
 
@@ -80,6 +110,11 @@ class TransformerLayer(nn.Module):
         feed_forward: called with x.
         cross: attention to the context, for decoders.
         norm, dropout, eps: as for `Residual`.
+        device, dtype: of the normalisations; the sublayers have their own.
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> layer(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -91,13 +126,15 @@ class TransformerLayer(nn.Module):
         norm: str = "pre",
         dropout: float = 0.0,
         eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dim = attention.dim
+        residual = partial(Residual, attention.dim, norm, dropout, eps, device=device, dtype=dtype)
         self.attention, self.feed_forward, self.cross = attention, feed_forward, cross
-        self.attention_residual = Residual(dim, norm, dropout, eps)
-        self.cross_residual = Residual(dim, norm, dropout, eps) if cross is not None else None
-        self.feed_forward_residual = Residual(dim, norm, dropout, eps)
+        self.attention_residual = residual()
+        self.cross_residual = residual() if cross is not None else None
+        self.feed_forward_residual = residual()
 
     def forward(
         self,
@@ -128,23 +165,36 @@ class TransformerLayer(nn.Module):
         return self.feed_forward_residual(x, self.feed_forward)
 
 
-class TransformerStack(nn.Module):
+class TransformerStack(Layer):
     """Layers one after the other, and with norm="pre" a last normalisation.
 
     Args:
         layers: each called like `TransformerLayer`.
         norm, eps: as the layers'.
+        device, dtype: of the last normalisation.
+    Example:
+        >>> def layer():
+        ...     return TransformerLayer(Attention(64, 8), FeedForward(64, 256))
+        >>> TransformerStack([layer(), layer()])(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
-        self, layers: Iterable[TransformerLayer], norm: str = "pre", eps: float = 1e-5
+        self,
+        layers: Iterable[TransformerLayer],
+        norm: str = "pre",
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         if len(self.layers) == 0:
             raise ValueError("layers must hold at least one layer, got none")
         dim = self.layers[0].attention.dim
-        self.norm = nn.LayerNorm(dim, eps) if norm == "pre" else nn.Identity()
+        last = nn.LayerNorm if norm == "pre" else nn.Identity
+        self.norm = last(dim, eps, device=device, dtype=dtype)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, cache: ModelCache | None = None,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from .checks import check_all
+from .seen import Seen
 
 FIRST_CAPACITY = 64
 
@@ -12,10 +16,23 @@ class KeyValueCache:
 
     They lie in buffers that double when they are full, so n steps copy O(n) rows in all. A cache
     records no gradients.
+
+    One that holds a context's keys and values remembers the context, and refuses another. The
+    tensor from which it was filled is recognised; another one must have the same values, which
+    `check_all` checks. After `reorder` the next context is taken for the reordered one if its shape
+    is right.
+    Example:
+        >>> layer, cache = Attention(64, 8, geometry=Causal()), KeyValueCache()
+        >>> with torch.no_grad():
+        ...     steps = [layer(x, cache=cache) for x in torch.randn(2, 5, 64).split(1, 1)]
+        >>> cache.length
+        5
     """
 
     def __init__(self) -> None:
         self.length = 0
+        self.has_context = False
+        self._context: Seen | None = None
         self._k: Tensor | None = None
         self._v: Tensor | None = None
 
@@ -26,6 +43,37 @@ class KeyValueCache:
     @property
     def v(self) -> Tensor:
         return self._v[:, :, : self.length]
+
+    def remember(self, context: Tensor) -> None:
+        """Everything in the cache is of this context [B, length, any]."""
+        self.has_context, self._context = True, Seen(context)
+
+    def check_context(self, context: Tensor) -> None:
+        """Raise unless the cache holds the keys and values of this context [B, length, any]."""
+        if not self.has_context:
+            raise ValueError("context must be None with a cache of x's own keys, got a tensor")
+        if context.shape[:2] != (self._k.shape[0], self.length):
+            raise ValueError(
+                f"context must have shape [{self._k.shape[0]}, {self.length}, *] as cached,"
+                f" got {list(context.shape)}"
+            )
+        known = self._context
+        if torch.compiler.is_compiling():
+            return
+        if known is None:
+            self.remember(context)
+        elif known.changed():
+            raise ValueError(
+                "context must be as it was when the cache was filled, got it changed"
+                " in place: start a new cache"
+            )
+        elif known.x is not context:
+            check_all(
+                "context must be the one that the cache was filled from",
+                context == known.x,
+                lambda: "another: start a new cache",
+            )
+            self.remember(context)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add k [B, Hk, n, D] and v [B, Hk, n, Dv] at the end; return all of both, as views."""
@@ -63,10 +111,20 @@ class KeyValueCache:
         if self._k is not None:
             self._k = self._k.index_select(0, entries)
             self._v = self._v.index_select(0, entries)
+        self._context = None
 
 
 class LayerCache:
-    """What one decoder layer keeps: its own keys and values, and those of the context it reads."""
+    """What one decoder layer keeps: its own keys and values, and those of the context it reads.
+
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> cache = LayerCache()
+        >>> with torch.no_grad():
+        ...     newest = layer(torch.randn(2, 1, 64), cache=cache)
+        >>> cache.own.length
+        1
+    """
 
     def __init__(self) -> None:
         self.own = KeyValueCache()
@@ -74,7 +132,16 @@ class LayerCache:
 
 
 class ModelCache:
-    """The caches of all layers of a decoder."""
+    """The caches of all layers of a decoder.
+
+    Example:
+        >>> layer = TransformerLayer(Attention(64, 8, geometry=Causal()), FeedForward(64, 256))
+        >>> decoder, cache = TransformerStack([layer]), ModelCache(layers=1)
+        >>> with torch.no_grad():
+        ...     newest = decoder(torch.randn(2, 1, 64), cache=cache)
+        >>> cache.length
+        1
+    """
 
     def __init__(self, layers: int) -> None:
         self.layers = [LayerCache() for _ in range(layers)]

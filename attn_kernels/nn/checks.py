@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,12 +49,36 @@ def check_tensor(name: str, value: Any, axes: tuple[str, ...], dim: int | None =
 
 
 def check_ids(name: str, ids: Any, count: int, axes: tuple[str, ...] = ("batch", "length")) -> None:
-    """Raise unless `ids` are int64 or int32 in [0, count). torch.compile skips the range."""
+    """Raise unless `ids` are int64 or int32 in [0, count); the range as in `check_all`."""
     check_tensor(name, ids, axes)
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} must be int64 or int32, got {str(ids.dtype)[6:]}")
-    if torch.compiler.is_compiling() or ids.numel() == 0 or ids.device.type == "meta":
+    if ids.numel() > 0:
+        least, most = ids.aminmax()
+        check_all(
+            f"{name} must lie in [0, {count})",
+            (least >= 0) & (most < count),
+            lambda: f"{int(least)} to {int(most)}",
+        )
+
+
+def check_all(
+    rule: str, holds: Tensor, found: Callable[[], str], error: type[Exception] = ValueError
+) -> None:
+    """Raise error(f"{rule}, got {found()}") unless every entry of `holds` is true.
+
+    On a GPU the device asserts it, as torch does for the index of an embedding: asking it here
+    would make the host wait in every step, and no CUDA graph could be captured. torch.compile does
+    not check, and on meta there are no values.
+    """
+    if torch.compiler.is_compiling() or holds.is_meta:
         return
-    least, most = ids.aminmax()
-    if least < 0 or most >= count:
-        raise ValueError(f"{name} must lie in [0, {count}), got {int(least)} to {int(most)}")
+    holds = holds.all() if holds.dim() else holds
+    if is_asserted_by_device(holds):
+        torch._assert_async(holds, rule)
+    elif not holds:
+        raise error(f"{rule}, got {found()}")
+
+
+def is_asserted_by_device(holds: Tensor) -> bool:
+    return holds.is_cuda

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from attn_kernels import Local1d, Local2d
+from attn_kernels.core.tracing import as_int
 
 from .attention import Attention
 from .cache import KeyValueCache
@@ -23,6 +24,9 @@ class LocalAttention1d(Attention):
     Args:
         block, look_back, look_ahead, causal: as for `Local1d`.
         options: the keywords of `Attention`, geometry excepted.
+    Example:
+        >>> LocalAttention1d(64, 8, block=16, look_back=16)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -55,6 +59,10 @@ class LocalAttention2d(Attention):
     Args:
         block, halo, causal: as for `Local2d`.
         options: the keywords of `Attention`, geometry excepted.
+    Example:
+        >>> layer = LocalAttention2d(64, 8, block=(8, 8), halo=(4, 4))
+        >>> layer(torch.randn(2, 20, 30, 64)).shape
+        torch.Size([2, 20, 30, 64])
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class LocalAttention2d(Attention):
         if cache is not None:
             raise NotImplementedError("cache must be None: a canvas is attended to as a whole")
         own = self.geometry
-        geometry = Local2d((x.shape[1], x.shape[2]), own.block, own.halo, own.causal)
+        grid = as_int(x.shape[1]), as_int(x.shape[2])
+        geometry = Local2d(grid, own.block, own.halo, own.causal)
         out = super().forward(x.flatten(1, 2), geometry=geometry, key_lengths=key_lengths)
         return out.reshape(x.shape)

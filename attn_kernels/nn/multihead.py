@@ -7,18 +7,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_kernels import Causal, Full, Pattern, attention
+from attn_kernels.core.tracing import by_values
 
-from .checks import check_count, check_fraction
+from .checks import check_all, check_count, check_fraction
+from .layer import Layer
+from .seen import Seen
+
+MASK_IN_A_GRAPH = (
+    "attn_mask: its values decide the geometry, outside of the graph; is_causal=True needs no mask"
+)
 
 
-class MultiheadAttention(nn.Module):
+class MultiheadAttention(Layer):
     """torch.nn.MultiheadAttention with fused attention: same arguments, parameters and results.
 
     It loads that layer's state dict strictly. What differs:
 
     - key_padding_mask must pad on the right: it becomes the lengths of the keys.
     - attn_mask must be the same for all entries and heads, and hide keys only (true or -inf, else
-      false or 0). It becomes Causal if it is that, else a Pattern, compiled when it changes.
+      false or 0). It becomes Causal if it is that, else a Pattern, compiled when it changes. The
+      tensor of the call before is recognised; the values of another one are read, which waits for
+      a GPU.
     - dropout acts on attention weights, which the kernels never hold: training with it is an error.
     - add_bias_kv and add_zero_attn do not exist.
     - need_weights=True computes the weights of O(Lq * Lk) memory beside the fused output, and
@@ -27,6 +36,13 @@ class MultiheadAttention(nn.Module):
 
     Args:
         backend: as for `attention`; the others are torch's.
+    Example:
+        >>> theirs = torch.nn.MultiheadAttention(64, 8, batch_first=True)
+        >>> ours = MultiheadAttention(64, 8, batch_first=True)
+        >>> ours.load_state_dict(theirs.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(2, 100, 64)
+        >>> out, weights = ours(x, x, x, need_weights=False, is_causal=True)
     """
 
     # torch's encoder layers ask; not true, they call this layer in place of their own fused path.
@@ -80,11 +96,13 @@ class MultiheadAttention(nn.Module):
         else:
             self.register_parameter("in_proj_bias", None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, **factory)
+        self.seen: tuple[Seen, Causal | Pattern] | None = None
         self.compiled: tuple[Tensor, Pattern] | None = None
-        self.reset_parameters()
+        self.init_parameters()
 
-    def reset_parameters(self) -> None:
-        """torch's initialisation: Glorot's uniform one, biases zero."""
+    def init_parameters(self) -> None:
+        """torch's initialisation: Glorot's uniform one, and `Linear`'s for the last projection;
+        biases zero."""
         for name, parameter in self.named_parameters():
             if name.endswith("proj_weight"):
                 nn.init.xavier_uniform_(parameter)
@@ -106,7 +124,18 @@ class MultiheadAttention(nn.Module):
             parts = map(F.linear, (query, key, value), weights, biases)
         return [x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in parts]
 
-    def geometry_of(self, visible: Tensor) -> Causal | Pattern:
+    @by_values(MASK_IN_A_GRAPH)
+    def geometry_of(self, mask: Tensor, q_len: int, k_len: int) -> Causal | Pattern:
+        """The geometry that attn_mask means."""
+        if mask.dim() not in (2, 3) or mask.shape[-2:] != (q_len, k_len):
+            raise ValueError(
+                f"attn_mask must have shape [{q_len}, {k_len}], got {list(mask.shape)}"
+            )
+        if self.seen is None or self.seen[0].x is not mask or self.seen[0].changed():
+            self.seen = Seen(mask), self.compiled_geometry(visible_of(mask))
+        return self.seen[1]
+
+    def compiled_geometry(self, visible: Tensor) -> Causal | Pattern:
         """The geometry in which query i sees the keys j of visible [Lq, Lk]."""
         if torch.equal(visible, torch.ones_like(visible).tril()):
             return Causal()
@@ -147,8 +176,7 @@ class MultiheadAttention(nn.Module):
         if key_padding_mask is not None:
             key_lengths = lengths_of(key_padding_mask, (k.shape[0], k.shape[2]))
         if attn_mask is not None:
-            visible = visible_of(attn_mask, q.shape[2], k.shape[2])
-            geometry = self.geometry_of(visible)
+            geometry = self.geometry_of(attn_mask, q.shape[2], k.shape[2])
         out, lse = attention(
             q, k, v, geometry, key_lengths=key_lengths, query_offset=0, return_lse=True,
             backend=self.backend,
@@ -184,9 +212,11 @@ def as_bool(name: str, mask: Tensor) -> Tensor:
     """A mask of torch, true where nothing is seen: bool, or 0 and -inf added to the logits."""
     if mask.dtype == torch.bool:
         return mask
+    rule = f"{name} must be bool or hold only 0 and -inf"
+    if not torch.is_floating_point(mask):
+        raise NotImplementedError(f"{rule}, got {str(mask.dtype)[6:]}")
     hidden = mask == -torch.inf
-    if not torch.is_floating_point(mask) or bool(((mask != 0) & ~hidden).any()):
-        raise NotImplementedError(f"{name} must be bool or hold only 0 and -inf")
+    check_all(rule, (mask == 0) | hidden, lambda: "other values", NotImplementedError)
     return hidden
 
 
@@ -197,16 +227,17 @@ def lengths_of(mask: Tensor, shape: tuple[int, int]) -> Tensor:
     mask = as_bool("key_padding_mask", mask)
     lengths = (~mask).sum(1)
     right = torch.arange(shape[1], device=mask.device) >= lengths.unsqueeze(1)
-    if not torch.equal(mask, right):
-        raise NotImplementedError("key_padding_mask must be true only behind the last key (padding"
-                                  " on the right), got another pattern")  # fmt: skip
+    check_all(
+        "key_padding_mask must be true only behind the last key (padding on the right)",
+        mask == right,
+        lambda: "another pattern",
+        NotImplementedError,
+    )
     return lengths
 
 
-def visible_of(mask: Tensor, q_len: int, k_len: int) -> Tensor:
+def visible_of(mask: Tensor) -> Tensor:
     """Which keys each query sees, [Lq, Lk], under a mask for all entries and heads."""
-    if mask.dim() not in (2, 3) or mask.shape[-2:] != (q_len, k_len):
-        raise ValueError(f"attn_mask must have shape [{q_len}, {k_len}], got {list(mask.shape)}")
     visible = ~as_bool("attn_mask", mask)
     if mask.dim() == 3:
         if not torch.equal(visible, visible[:1].expand_as(visible)):

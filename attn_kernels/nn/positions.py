@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice, check_count, check_tensor
+from .layer import Layer
 
 FORMS = ("interleaved", "concatenated", "tensor2tensor")
 LONGEST = 10000.0
@@ -22,6 +23,10 @@ def sinusoids(positions: Tensor, dim: int, form: str = "interleaved") -> Tensor:
 
     The first is the Transformer paper's (arXiv 1706.03762, section 3.5), the second
     Transformer-XL's, the third what tensor2tensor's models were trained with.
+
+    Example:
+        >>> sinusoids(torch.arange(100), 64).shape
+        torch.Size([100, 64])
     """
     check_choice("form", form, FORMS)
     check_count("dim", dim)
@@ -47,6 +52,10 @@ def grid_sinusoids(
 
     The channels are cut in N equal groups of an even size, one for each axis; channels that are
     left over are 0, as in tensor2tensor.
+
+    Example:
+        >>> grid_sinusoids((20, 30), 64).shape
+        torch.Size([20, 30, 64])
     """
     group = dim // (2 * len(shape)) * 2
     if group == 0:
@@ -60,9 +69,14 @@ def grid_sinusoids(
     return waves
 
 
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositions(Layer):
     """Adds sinusoids to [B, L, dim], or to the cells of [B, rows, cols, ..., dim]. No parameters
-    and no longest sequence."""
+    and no longest sequence.
+
+    Example:
+        >>> SinusoidalPositions(64)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
+    """
 
     def __init__(self, dim: int, form: str = "interleaved") -> None:
         super().__init__()
@@ -80,14 +94,36 @@ class SinusoidalPositions(nn.Module):
         return x + sinusoids(positions, self.dim, self.form).to(x.dtype)
 
 
-class LearnedPositions(nn.Module):
-    """Adds a learned vector for each of max_length positions to [B, L, dim]."""
+class LearnedPositions(Layer):
+    """Adds a learned vector for each of max_length positions to [B, L, dim].
 
-    def __init__(self, max_length: int, dim: int, std: float = 0.02) -> None:
+    Args:
+        max_length, dim: the size of the table.
+        std: the standard deviation with which it is drawn.
+        device, dtype: of the table.
+    Example:
+        >>> LearnedPositions(512, 64)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
+    """
+
+    def __init__(
+        self,
+        max_length: int,
+        dim: int,
+        std: float = 0.02,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_count("max_length", max_length)
-        self.weight = nn.Parameter(torch.empty(max_length, dim))
-        nn.init.normal_(self.weight, std=std)
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(max_length, dim, device=device, dtype=dtype))
+        self.init_parameters()
+
+    def init_parameters(self) -> None:
+        """Normal with standard deviation `std`."""
+        nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         """offset: the position of x's first entry."""

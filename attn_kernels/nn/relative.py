@@ -32,6 +32,9 @@ class RelativeAttention(Attention):
         geometry: default Causal(); Local1d(block, block) with distances = 2 * block is the paper's
             relative local attention.
         options: the other keywords of `Attention`.
+    Example:
+        >>> RelativeAttention(64, 8, distances=100)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -50,8 +53,17 @@ class RelativeAttention(Attention):
         rows = distances if geometry.causal else 2 * distances - 1
         check_choice("beyond", beyond, BEYOND)
         self.beyond = beyond
-        self.rel_k = nn.Parameter(torch.empty(1 if share_heads else heads, rows, self.head_dim))
+        tables = 1 if share_heads else heads
+        self.rel_k = nn.Parameter(self.query.weight.new_empty(tables, rows, self.head_dim))
+        self.init_table()
+
+    def init_table(self) -> None:
+        """Normal with standard deviation D_h ** -0.5."""
         nn.init.normal_(self.rel_k, std=self.head_dim**-0.5)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.init_table()
 
     def score(self, q: Tensor, k_len: int) -> tuple[Tensor, Relative]:
         return q, Relative(self.rel_k, beyond=self.beyond)
@@ -71,6 +83,9 @@ class ShawAttention(Attention):
         values: whether a^V exists; the paper found the key term enough.
         geometry: default Full().
         options: the other keywords of `Attention`.
+    Example:
+        >>> ShawAttention(64, 8, max_distance=16)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -86,11 +101,20 @@ class ShawAttention(Attention):
         super().__init__(dim, heads, geometry=geometry, **options)
         check_count("max_distance", max_distance, 0)
         rows = max_distance + 1 if geometry.causal else 2 * max_distance + 1
-        self.rel_k = nn.Parameter(torch.empty(1, rows, self.head_dim))
-        self.rel_v = nn.Parameter(torch.empty(1, rows, self.value_head_dim)) if values else None
+        like = self.query.weight
+        self.rel_k = nn.Parameter(like.new_empty(1, rows, self.head_dim))
+        self.rel_v = nn.Parameter(like.new_empty(1, rows, self.value_head_dim)) if values else None
+        self.init_tables()
+
+    def init_tables(self) -> None:
+        """Glorot's uniform initialisation."""
         for table in (self.rel_k, self.rel_v):
             if table is not None:
                 nn.init.xavier_uniform_(table[0])
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.init_tables()
 
     def score(self, q: Tensor, k_len: int) -> tuple[Tensor, Relative]:
         return q, Relative(self.rel_k, self.rel_v)
@@ -110,6 +134,9 @@ class TransformerXLAttention(Attention):
             "interleaved" (most Conformers).
         geometry: default Causal().
         options: the other keywords of `Attention`.
+    Example:
+        >>> TransformerXLAttention(64, 8)(torch.randn(2, 100, 64)).shape
+        torch.Size([2, 100, 64])
     """
 
     def __init__(
@@ -124,10 +151,23 @@ class TransformerXLAttention(Attention):
         super().__init__(dim, heads, geometry=geometry, **options)
         check_choice("positions", positions, FORMS)
         self.positions = positions
-        self.position = nn.Linear(dim, heads * self.head_dim, bias=False)
-        self.content_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
-        self.position_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
+        like = self.query.weight
+        self.position = nn.Linear(
+            dim, heads * self.head_dim, bias=False, device=like.device, dtype=like.dtype
+        )
+        self.content_bias = nn.Parameter(like.new_empty(heads, self.head_dim))
+        self.position_bias = nn.Parameter(like.new_empty(heads, self.head_dim))
+        self.init_position()
+
+    def init_position(self) -> None:
+        """Glorot's uniform initialisation; biases zero."""
         nn.init.xavier_uniform_(self.position.weight)
+        nn.init.zeros_(self.content_bias)
+        nn.init.zeros_(self.position_bias)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.init_position()
 
     def table(self, k_len: int) -> Tensor:
         """W_kR R of every distance among k_len keys, [H, rows, D_h], in the order of `Relative`."""

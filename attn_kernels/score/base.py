@@ -43,7 +43,9 @@ class Parts(NamedTuple):
 class Score:
     """A sum of terms. `a + b` is the sum of both, of terms and of sums alike."""
 
-    terms: tuple[Term, ...]
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        raise NotImplementedError
 
     def __add__(self, other: Any) -> Score:
         if not isinstance(other, Score):
@@ -105,4 +107,8 @@ class Term(Score):
 class Sum(Score):
     """The score of several terms."""
 
-    terms: tuple[Term, ...]
+    parts_of_sum: tuple[Term, ...]
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        return self.parts_of_sum

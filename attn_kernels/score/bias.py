@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core.checks import check_like_q, check_tensor
+from ..core.checks import check_dense, check_like_q
 from ..core.geometry import check_count
 from .base import TABLE, Parts, Place, Term
 from .tables import BY_GEOMETRY, check_rows, gathered, rows_at
@@ -24,16 +24,14 @@ class Bias(Term):
     row(o) = R - 1 + o; otherwise R is odd and the centre row is distance 0. An offset beyond the
     table uses the nearest row (beyond="clip") or adds nothing (beyond="zero").
 
-        >>> import torch
-        >>> from attn_kernels import Bias, Causal, attention
-        >>> q = torch.randn(1, 8, 100, 64)
-        >>> attention(q, q, q, Causal(), Bias.alibi(8, 100)).shape
-        torch.Size([1, 8, 100, 64])
-
     Args:
         table: [1 or H, R], the same for all heads or one row of numbers for each.
         beyond: "clip" or "zero".
         zero_row: the row of distance 0, where it is neither the last nor the centre.
+    Example:
+        >>> q = torch.randn(1, 8, 100, 64)
+        >>> attention(q, q, q, Causal(), Bias.alibi(8, 100)).shape
+        torch.Size([1, 8, 100, 64])
     """
 
     table: Tensor
@@ -57,9 +55,9 @@ class Bias(Term):
             weight: [buckets, heads], as in Hugging Face's `relative_attention_bias.weight`.
             causal: of a decoder, whose buckets are all for keys before the query.
             max_distance: from which on there is one bucket.
-            length: distances that get a row of their own; default max_distance, which loses nothing.
+            length: of the sequence, where that is shorter than max_distance.
         """
-        check_tensor("weight", weight)
+        check_dense("weight", weight)
         if weight.dim() != 2:
             raise ValueError(f"weight must have shape [buckets, heads], got {list(weight.shape)}")
         check_count("Bias.t5", "max_distance", max_distance, 1)
@@ -85,7 +83,7 @@ class Bias(Term):
         return cls(-torch.tensor(alibi_slopes(heads)).unsqueeze(1) * distance)
 
     def check(self, q: Tensor, v: Tensor, geometry: Any) -> None:
-        check_tensor("table", self.table)
+        check_dense("table", self.table)
         heads = q.shape[1]
         if self.table.dim() != 2 or (self.table.shape[0] != 1 and self.table.shape[0] != heads):
             raise ValueError(

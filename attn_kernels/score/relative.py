@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core.checks import check_like_q, check_number, check_table, check_tensor
+from ..core.checks import check_dense, check_like_q, check_number, check_table
 from .base import QUERY, TABLE, Parts, Place, Term
 from .tables import BY_GEOMETRY, check_rows, gathered, rows_at
 
@@ -28,8 +28,13 @@ class Relative(Term):
         rel_k: [1 or H, R, D], one table for all heads or one for each.
         rel_v: [1 or H, R, Dv]; adds sum_j p_ij rel_v[h, row(j - p_i)] to out_i.
         q_rel: [B, H, Lq, D], the query of this term; default q.
-        rel_scale: default the scale of the logits.
+        rel_scale: finite; default the scale of the logits.
         zero_row: the row of distance 0, where it is neither the last nor the centre.
+    Example:
+        >>> q, k, v = (torch.randn(2, 8, 100, 64) for _ in range(3))
+        >>> table = torch.randn(1, 33, 64)  # for all heads; the centre row is distance 0
+        >>> attention(q, k, v, Local1d(16, 16, 16, causal=False), Relative(table)).shape
+        torch.Size([2, 8, 100, 64])
     """
 
     rel_k: Tensor
@@ -58,7 +63,7 @@ class Relative(Term):
                     f"rel_v must have {n_rows} rows like rel_k, got {self.rel_v.shape[1]}"
                 )
         if self.q_rel is not None:
-            check_tensor("q_rel", self.q_rel)
+            check_dense("q_rel", self.q_rel)
             if self.q_rel.shape != q.shape:
                 raise ValueError(
                     f"q_rel must have shape {list(q.shape)} like q, got {list(self.q_rel.shape)}"

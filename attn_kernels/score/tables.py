@@ -21,7 +21,8 @@ def check_rows(name: str, n_rows: Any, beyond: Any, zero_row: Any, causal: bool)
         check_count(name, "zero_row", zero_row, 0, n_rows - 1)
     elif not causal and n_rows % 2 == 0:
         raise ValueError(
-            f"{name} must have an odd number of rows unless causal, or a zero_row, got {n_rows}"
+            f"{name} must have an odd number of rows unless causal or given a zero_row,"
+            f" got {n_rows}"
         )
 
 
@@ -33,7 +34,8 @@ def rows_at(
         zero_row = n_rows - 1 if causal else (n_rows - 1) // 2
     row = offset + zero_row
     inside = (row >= 0) & (row < n_rows)
-    return row.clamp(0, n_rows - 1), inside | (beyond == "clip")
+    used = torch.ones_like(inside) if beyond == "clip" else inside
+    return row.clamp(0, n_rows - 1), used
 
 
 def gathered(by_row: Tensor, row: Tensor, used: Tensor) -> Tensor:

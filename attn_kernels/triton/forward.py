@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .geometry import has_low, query_tile, sees, step_keys
+from .geometry import FARTHEST, clamp, has_low, query_tile, sees, step_keys
 from .score import (
     band_step,
     band_whole,
@@ -47,7 +47,7 @@ def entry_sizes(batch, k_len, query_offset, key_lengths_ptr, query_offsets_ptr):
         length = tl.load(key_lengths_ptr + batch)
         k_len = tl.minimum(tl.maximum(length, 0), k_len).to(tl.int32)
     if query_offsets_ptr is not None:
-        query_offset = tl.load(query_offsets_ptr + batch)
+        query_offset = clamp(tl.load(query_offsets_ptr + batch).to(tl.int64), -FARTHEST, FARTHEST)
     return k_len, tl.cast(query_offset, tl.int64)
 
 

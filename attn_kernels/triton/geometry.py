@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..core import geometry as rules
 from ..core.pattern_tiles import TILE
 
 # On the host triton's own of these take 4 us a call.
@@ -99,6 +100,7 @@ def cells_are_dense(geometry: str, extent: tuple[int, ...]) -> bool:
 
 
 PATTERN_TILE = tl.constexpr(TILE)
+FARTHEST = tl.constexpr(rules.FARTHEST)
 
 
 @triton.constexpr_function

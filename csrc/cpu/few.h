@@ -161,9 +161,7 @@ struct FewQueries {
       return;  // float64 has no half-precision keys
     } else {
       const int64_t group = p.heads / p.k_heads, n = queries(p), dim = padded<T>(p.dim);
-      int64_t k_len = p.k_len;
-      if (p.key_lengths) k_len = at_least(at_most(p.key_lengths[batch], k_len), 0);
-      const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
+      const int64_t k_len = key_length(p, batch), offset = query_offset(p, batch);
       for (int64_t i = 0; i < n; ++i) {
         const int64_t head = k_head * group + i / p.q_len;
         load_row(p.dtype, row_of(p.q, p.dtype, batch, head, i % p.q_len), p.dim,

@@ -38,10 +38,16 @@ ATTN_INLINE int64_t key_length(const AttentionParams& p, int64_t batch) {
   return p.key_lengths ? at_least(at_most(p.key_lengths[batch], p.k_len), 0) : p.k_len;
 }
 
+// Nobody has looked into a tensor of offsets: sums with what is farther could overflow.
+ATTN_INLINE int64_t query_offset(const AttentionParams& p, int64_t batch) {
+  const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
+  return at_most(at_least(offset, -kFarthest), kFarthest);
+}
+
 template <typename T>
 ATTN_INLINE QueryTile queries_of(const AttentionParams& p, int64_t batch, int64_t index) {
-  const int64_t offset = p.query_offsets ? p.query_offsets[batch] : p.query_offset;
-  return query_tile(p.geometry, index, kTileQueries<T>, p.q_len, key_length(p, batch), offset);
+  return query_tile(p.geometry, index, kTileQueries<T>, p.q_len, key_length(p, batch),
+                    query_offset(p, batch));
 }
 
 template <typename T>

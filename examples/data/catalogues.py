@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..progress import announce
 from .source import MissingData, package_folder, split_by_content
 
 
@@ -76,6 +77,7 @@ def load(source: str = "en", target: str = "de") -> tuple[Pairs, Pairs]:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {language!r}")
     if source == target:
         raise ValueError(f"source and target must differ, got {source!r} twice")
+    announce(f"reading Django's messages, {source} and {target}")
     tables = [catalogue(folder, x) if x != "en" else None for x in (source, target)]
     english = sorted(set.intersection(*(set(x) for x in tables if x is not None)))
     if not english:

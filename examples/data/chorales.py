@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from ..progress import Progress, announce
 from .source import MissingData, package_folder, split_by_content
 
 REST = -1
@@ -71,8 +72,12 @@ def read_musicxml(path: Path) -> np.ndarray | None:
 def load_music21() -> Chorales:
     """Every chorale of music21's corpus that has exactly four parts."""
     folder = package_folder("music21", "music21") / "corpus" / "bach"
-    found = (read_musicxml(path) for path in sorted(folder.glob("*.mxl")))
-    pieces = [piece for piece in found if piece is not None]
+    paths = sorted(folder.glob("*.mxl"))
+    progress, pieces = Progress("reading music21's chorales", 0, len(paths)), []
+    for number, path in enumerate(paths, 1):
+        piece = read_musicxml(path)
+        pieces += [] if piece is None else [piece]
+        progress.show(number)
     split = split_by_content((piece.tobytes() for piece in pieces), 0.15)
     return Chorales(*([pieces[i] for i in part] for part in split))
 
@@ -80,6 +85,7 @@ def load_music21() -> Chorales:
 def load_jsb(path: str | Path) -> Chorales:
     """Jsb16thSeparated.json, gzipped or not, with its own split; its test pieces are left alone."""
     path = Path(path)
+    announce(f"reading the chorales of {path}")
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..progress import announce
 from .source import package, split_by_content
 
 LEVELS = 17  # of a pixel
@@ -24,6 +25,7 @@ class Digits(NamedTuple):
 
 def load() -> tuple[Digits, Digits]:
     """Training and validation digits."""
+    announce("loading scikit-learn's digits")
     datasets = package("sklearn.datasets", "scikit-learn")
     found = datasets.load_digits()
     images = torch.from_numpy(found.images).to(torch.int64)

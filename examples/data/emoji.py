@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..progress import announce
 from .source import MissingData, package, split_by_content
 
 FONT = "NotoColorEmoji.ttf"
@@ -67,6 +68,7 @@ def load(side: int = 32, path: str | Path | None = None) -> tuple[Captioned, Cap
     path = find_font() if path is None else Path(path)
     if path is None:
         raise MissingData(f"{FONT} is not in {', '.join(PLACES)}: {INSTALL}")
+    announce(f"reading the emoji of {path}")
     found = {character: (caption(character), png) for character, png in bitmaps(path).items()}
     pairs = [(name, picture(png, side)) for name, png in found.values() if name is not None]
     split = split_by_content(name.encode() for name, _ in pairs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ..progress import announce
 from .source import package, split_by_content
 
 
 def load() -> tuple[list[str], list[str]]:
     """Texts to train on and to validate with."""
+    announce("loading Python's language reference")
     topics = package("pydoc_data.topics", "python, with its standard library in full").topics
     texts = [topics[name] for name in sorted(topics)]
     split = split_by_content(text.encode() for text in texts)

@@ -42,7 +42,7 @@ def check_machine() -> None:
 
 def install(folder: Path) -> None:
     """torch without what it wants of CUDA, the tools of the tests, and the headers of CUDA."""
-    tools = ROOT / "requirements" / "tools.txt"
+    tools = ROOT / "requirements" / "test.txt"
     listed = "\n".join([TORCH, *TORCH_NEEDS, HEADERS, tools.read_text()])
     done = folder / "installed"
     if done.exists() and done.read_text() == listed:

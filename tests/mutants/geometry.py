@@ -6,8 +6,8 @@ MUTANTS = [
     Mutant(
         "a causal window shows one key more",
         file="attn_kernels/core/geometry.py",
-        old="seen & (k_pos > q_pos - self.window)",
-        new="seen & (k_pos >= q_pos - self.window)",
+        old="seen & (k_pos > q_pos - self.extent()[0])",
+        new="seen & (k_pos >= q_pos - self.extent()[0])",
         tests="tests/test_geometry.py",
     ),
     Mutant(

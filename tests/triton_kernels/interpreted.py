@@ -105,6 +105,8 @@ PLAIN = [
     Case(Causal(), 33, 50, block=(16, 32), dim=80, value_dim=5),
     Case(Causal(), 40, 17),  # rows without keys
     Case(Causal(), 20, 40, query_offset=(2**40, -(2**40))),
+    Case(Causal(), 20, 40, query_offset=(2**63 - 1, -(2**63))),
+    Case(Causal(2**62), 20, 40, query_offset=(2**63 - 1, 5), key_lengths=(-3, 40)),
     Case(Causal(), 20, 40, query_offset=7, key_lengths=(13, 90)),
     Case(Causal(), 40, scale=-0.3),
     Case(Causal(), 20, scale=0.0),
@@ -113,6 +115,7 @@ PLAIN = [
     Case(Local1d(16, 8), 50),
     Case(Local1d(7, 9, 3, causal=False), 50, block=(16, 32)),
     Case(Local1d(30, 0), 40, 45, query_offset=(3, 2**35)),
+    Case(Local1d(7, 2**60, 2**60, causal=False), 40, query_offset=(2**63 - 1, -(2**63))),
     Case(Local2d((7, 9), (4, 4), (2, 2)), 63),
     Case(Local2d((9, 7), (4, 5), (1, 3)), 63, block=(16, 32), k_heads=2),
     Case(Local2d((5, 12), (5, 6), (0, 8), True), 60, key_lengths=(60, 31)),
@@ -146,6 +149,7 @@ RELATIVE = [
     Case(Causal(), 50, table=Table(9), key_lengths=(20, 15)),
     Case(Causal(), 40, 23, table=Table(5, beyond="zero", rel_v="shared"), query_offset=60),
     Case(Full(), 50, 27, table=Table(7, rel_v="per_head"), query_offset=(40, -70)),
+    Case(Full(), 20, 27, table=Table(7), query_offset=(2**63 - 1, -(2**63))),
     Case(Causal(50), 70, table=Table(9, q_rel=True), key_lengths=(70, 25), block=(32, 16)),
     # the last far key lies on the table's first row, which then is nobody else's (a fixed bug)
     Case(Causal(), 60, 80, table=Table(9, rel_v="shared"), block=(16, 32), query_offset=(7, -9)),
@@ -181,6 +185,7 @@ PATTERNS = [
     Case(SCATTERED, 90, 100, block=(16, 64), k_heads=2),
     Case(SCATTERED, 70, 90, block=(64, 32), query_offset=(20, 3)),
     Case(SCATTERED, 40, 60, query_offset=(-30, 2**40)),
+    Case(SCATTERED, 40, 60, query_offset=(2**63 - 1, -(2**63))),
     Case(NOTHING, 70, block=(64, 64)),
 ]
 RELATIVE_PATTERNS = [
