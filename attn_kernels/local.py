@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .core.attention import attention
+from .core.checks import check_dense
 from .core.geometry import Local1d, Local2d
 from .core.tracing import as_int
-from .core.checks import check_dense
 
 
 # fmt: off

@@ -418,8 +418,8 @@ def test_a_traced_canvas_is_its_own(fused: Target) -> None:
     x = torch.randn(1, 1, 6, 4, 8)
     traced = torch.jit.trace(lambda x: function(Inputs(x, x, x), backend=fused.name), (x,))
     assert torch.equal(traced(x), function(Inputs(x, x, x), backend=fused.name))
+    arguments = operator_arguments(fused, VARIANTS[2], Inputs(x, x, x))
     with pytest.raises(RuntimeError, match="attn_kernels: the geometry does not fit q"):
-        arguments = operator_arguments(fused, VARIANTS[2], Inputs(x, x, x))
         ops.fwd(*arguments[:-2], [40, 40, 2, 3, 1, 2, 1], [0.3])
     with pytest.raises(RuntimeError):
         traced(torch.randn(1, 1, 5, 5, 8))

@@ -40,6 +40,6 @@ def rows_at(
 
 def gathered(by_row: Tensor, row: Tensor, used: Tensor) -> Tensor:
     """by_row [B or 1, H, Lq or 1, R] at `row` [B or 1, 1, Lq, Lk], 0 where it is not used."""
-    batch, heads = max(by_row.shape[0], row.shape[0]), by_row.shape[1]
-    by_row = by_row.expand(batch, -1, row.shape[2], -1)
-    return torch.where(used, by_row.gather(-1, row.expand(batch, heads, -1, -1)), 0)
+    leading = torch.broadcast_shapes(by_row.shape[:3], row.shape[:3])
+    by_row, row = by_row.expand(*leading, -1), row.expand(*leading, -1)
+    return torch.where(used, by_row.gather(-1, row), 0)
