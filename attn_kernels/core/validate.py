@@ -170,12 +170,10 @@ def check_score(q: Tensor, v: Tensor, geometry: Geometry, score: Any) -> None:
 
 def check_table(name: str, table: Any, q: Tensor, dim: int) -> None:
     check_dense(name, table)
-    heads = q.shape[1]
-    if table.dim() != 3 or table.shape[0] not in (1, heads) or table.shape[2] != dim:
-        raise ValueError(
-            f"{name} must have shape [1 or {heads}, rows, {dim}], got {list(table.shape)}"
-        )
-    if table.shape[1] == 0:
+    heads, shape = q.shape[1], table.shape
+    if len(shape) != 3 or shape[0] not in (1, heads) or shape[2] != dim:
+        raise ValueError(f"{name} must have shape [1 or {heads}, rows, {dim}], got {list(shape)}")
+    if shape[1] == 0:
         raise ValueError(f"{name} must have at least one row, got 0")
     check_like_q(name, table, q)
 
