@@ -526,7 +526,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, place):
 
 @needs_cpu
 def test_an_interrupt_at_any_moment_is_no_traceback(quick_run, monkeypatch, tmp_path, capsys):
-    """Before anything is measured, and while the last file is written."""
+    """Before anything is measured, between two tables, and while the last file is written."""
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -537,10 +537,20 @@ def test_an_interrupt_at_any_moment_is_no_traceback(quick_run, monkeypatch, tmp_
         assert program.main([*quick_run, "--save", str(path)]) == 130
     assert "nothing was measured yet" in capsys.readouterr().out
     assert not path.exists()
+
+    def second_table(case, shape, dtype, direction, *rest, **options):
+        if direction == "backward":
+            raise KeyboardInterrupt
+        return common.run_shape(case, shape, dtype, direction, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "run_shape", second_table)
+        assert program.main([*quick_run, "--save", str(path)]) == 130
+    assert load(path).environment["interrupted"] == "after 1 of 2 shapes"
     with monkeypatch.context() as patched:
         patched.setattr(report, "environment", interrupt)
         assert program.main(quick_run) == 130
-    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     save(recording(result()), path)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", interrupt)
