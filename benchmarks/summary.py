@@ -22,7 +22,12 @@ def merged(files: list[Recording]) -> Recording:
     for one in files:
         newest |= {result.key: (result, one) for result in one.results}
     used = [one for one in files if any(owner is one for _, owner in newest.values())]
-    environment = {**files[-1].environment, "files": [source(one) for one in used]}
+    dates = sorted(one.environment["date"][:10] for one in used)
+    environment = {
+        **files[-1].environment,
+        "files": [source(one) for one in used],
+        "measured": dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}",
+    }
     return Recording(environment, sorted((r for r, _ in newest.values()), key=order))
 
 
@@ -135,9 +140,8 @@ def section(found: list[Recording]) -> str:
     """README's results: a few lines for each device."""
     lines = []
     for recording in found:
-        environment = recording.environment
-        measured = f"torch {environment['torch']}, {environment['date'][:10]}"
-        lines += [f"**{environment['device']}**, one thread, {measured}.", "", *headline(recording)]
+        device, measured = (recording.environment[name] for name in ("device", "measured"))
+        lines += [f"**{device}**, one thread, measured {measured}.", "", *headline(recording)]
     return "\n".join(lines)
 
 

@@ -47,7 +47,7 @@ class Progress:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         now = time.monotonic()
         if not self.done:
-            self.began = now  # collecting is over
+            self.began = self.printed = now  # collecting is over
         self.done += report.when == "teardown"
         if self.done and self.total > MANY and now - self.printed > EVERY:
             self.printed = now

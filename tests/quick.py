@@ -8,7 +8,10 @@ from typing import Any
 # Left out because a case takes seconds: files and tests.
 NOT_QUICK = {
     "test_examples.py",
+    "test_an_example_goes_on_with_the_reference_if_asked",
+    "test_documentation_builds_without_warnings",
     "test_peak_memory_is_linear",
+    "test_random_calls",
     "test_what_was_prepared_for_another_call",
 }
 

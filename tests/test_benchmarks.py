@@ -526,7 +526,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, place):
 
 @needs_cpu
 def test_an_interrupt_at_any_moment_is_no_traceback(quick_run, monkeypatch, tmp_path, capsys):
-    """Before anything is measured, and while the last file is written."""
+    """Before anything is measured, between two tables, and while the last file is written."""
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -537,10 +537,20 @@ def test_an_interrupt_at_any_moment_is_no_traceback(quick_run, monkeypatch, tmp_
         assert program.main([*quick_run, "--save", str(path)]) == 130
     assert "nothing was measured yet" in capsys.readouterr().out
     assert not path.exists()
+
+    def second_table(case, shape, dtype, direction, *rest, **options):
+        if direction == "backward":
+            raise KeyboardInterrupt
+        return common.run_shape(case, shape, dtype, direction, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "run_shape", second_table)
+        assert program.main([*quick_run, "--save", str(path)]) == 130
+    assert load(path).environment["interrupted"] == "after 1 of 2 shapes"
     with monkeypatch.context() as patched:
         patched.setattr(report, "environment", interrupt)
         assert program.main(quick_run) == 130
-    assert capsys.readouterr().err == "\ninterrupted\n"
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
     save(recording(result()), path)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", interrupt)
@@ -633,6 +643,7 @@ def test_what_is_not_built_is_one_line(command, tmp_path):
     package = tmp_path / "attn_kernels"
     shutil.copytree(ROOT / "attn_kernels", package, ignore=shutil.ignore_patterns("*.so", "__py*"))
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    shutil.copy(ROOT / "setup.py", tmp_path)  # as in a clone
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -654,7 +665,7 @@ def test_a_cpu_without_the_instruction_set_is_told_so(monkeypatch):
     refusal = "ATTN_KERNELS_ISA=amx is not available on this CPU"
     monkeypatch.setattr(cpu_library, "load_error", "")
     monkeypatch.setattr(cpu_library, "isa_error", refusal)
-    with pytest.raises(SystemExit, match=f"^nothing to measure: {refusal}$"):
+    with pytest.raises(SystemExit, match=f"^nothing to measure: {refusal}; --backend reference"):
         program.main([])
 
 

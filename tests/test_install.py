@@ -51,7 +51,7 @@ def run_in(clone: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=clone, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("program", ["examples.vit --steps 1", "benchmarks"])
+@pytest.mark.parametrize("program", ["examples.vit --steps 1 --threads 1", "benchmarks"])
 def test_programs_stop_without_kernels(clone, program):
     """They would measure, or train for minutes on, what nobody asked for."""
     if program.startswith("examples"):
@@ -66,7 +66,9 @@ def test_programs_stop_without_kernels(clone, program):
 def test_an_example_goes_on_with_the_reference_if_asked(clone):
     pytest.importorskip("safetensors", reason="pip install -r requirements/examples.txt")
     pytest.importorskip("sklearn", reason="pip install scikit-learn")
-    found = run_in(clone, "examples.vit", "--backend", "reference", "--steps", "1", "--restart")
+    found = run_in(
+        clone, "examples.vit", "--backend", "reference", "--steps", "1", "--threads", "1"
+    )
     assert found.returncode == 0, found.stderr
     figures = json.loads((clone / "runs" / "vit" / "figures.json").read_text())
     assert figures["backend"] == "reference"
