@@ -19,7 +19,7 @@ from attn_kernels import Causal, Full, Local1d, Local2d, Pattern
 from attn_kernels.core.geometry import Geometry
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-GRADIENTS = ("q", "k", "v", "rel_k", "rel_v", "q_rel")
+GRADIENTS = ("q", "k", "v", "rel_k", "rel_v", "q_rel", "bias")
 FLOAT64_TOLERANCE = 1e-11
 
 # --- What is called ---
@@ -59,6 +59,29 @@ class Table:
     q_rel: bool = False
     beyond: str = "clip"
     rel_scale: float | None = None
+    zero_row: int | None = None
+
+
+@dataclass(frozen=True)
+class BiasTable:
+    """The table of a Bias."""
+
+    rows: int
+    per_head: bool = False
+    beyond: str = "clip"
+    zero_row: int | None = None
+
+
+def rows_read(
+    table: Table | BiasTable, offset: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """The row that a pair at this offset reads, and whether it reads one."""
+    zero_row = table.zero_row
+    if zero_row is None:
+        zero_row = table.rows - 1 if geometry.causal else table.rows // 2
+    row = offset + zero_row
+    used = (row >= 0) & (row < table.rows) | (table.beyond == "clip")
+    return row.clamp(0, table.rows - 1), used
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,7 @@ class Variant:
     call: Callable[..., Any]  # call(inputs, **options of attention)
     geometry: Callable[[tuple[int, ...]], Geometry]  # of the queries' length or canvas
     table: Table | None = None
+    bias: BiasTable | None = None
 
     def __call__(self, inputs: Inputs, **options: Any) -> Any:
         entries = {"key_lengths": inputs.key_lengths, "query_offset": inputs.query_offset}
@@ -108,6 +132,7 @@ class Inputs:
     rel_k: Tensor | None = None
     rel_v: Tensor | None = None
     q_rel: Tensor | None = None
+    bias: Tensor | None = None
     grad_out: Tensor | None = None
     grad_lse: Tensor | None = None
     key_lengths: Tensor | None = None
@@ -159,6 +184,9 @@ def make_inputs(
     )
     lse_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = replace(inputs, grad_lse=inputs.grad_lse.to(lse_dtype))
+    if variant.bias is not None:
+        bias_heads = heads if variant.bias.per_head else 1
+        inputs = replace(inputs, bias=normal(bias_heads, variant.bias.rows))
     if variant.table is None:
         return inputs
     table = variant.table
@@ -295,12 +323,14 @@ def eager_attention(
     k, v = (torch.where(seen, x, 0).repeat_interleave(groups, 1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     logits = scale * (q @ k.mT)
-    table = variant.table
+    table, geometry = variant.table, variant.geometry(tuple(inputs.q.shape[2:-1]))
+    if variant.bias is not None:
+        row, used = rows_read(variant.bias, offset, geometry)
+        numbers = inputs.bias.expand(q.shape[1], -1)[:, row].movedim(0, 2).squeeze(1)
+        logits = logits + torch.where(used, numbers, 0)
     if table is not None:
-        causal = variant.geometry(tuple(inputs.q.shape[2:-1])).causal
-        row = offset + (table.rows - 1 if causal else table.rows // 2)
-        used = (row >= 0) & (row < table.rows) | (table.beyond == "clip")
-        row = row.clamp(0, table.rows - 1).expand(*q.shape[:2], -1, -1)
+        row, used = rows_read(table, offset, geometry)
+        row = row.expand(*q.shape[:2], -1, -1)
         by_row = (q if inputs.q_rel is None else inputs.q_rel) @ inputs.rel_k.mT
         term = torch.where(used, by_row.gather(-1, row), 0)
         logits = logits + (scale if table.rel_scale is None else table.rel_scale) * term
@@ -467,6 +497,8 @@ def rounding_noise(
         "grad_v": (weight * per_key, n_keys),
         "grad_q_rel": (softmax, n_queries),
     }
+    if variant.bias is not None:
+        noise["grad_bias"] = softmax * n_queries**0.5, inputs.bias.numel()
     if variant.table is not None:
         n_rows = inputs.rel_k[..., 0].numel()
         noise["grad_rel_k"] = softmax * n_queries**0.5, n_rows

@@ -27,6 +27,7 @@ from common import (
     in_own_dtype,
     make_inputs,
     pairs,
+    rows_read,
     run,
     run_truth,
     subprocess_environment,
@@ -496,19 +497,22 @@ def torch_sdpa(variant: Variant, inputs: Inputs) -> Tensor:
     """
     visible, offset = pairs(variant, inputs)
     q, k, v = (x.flatten(2, -2) for x in (inputs.q, inputs.k, inputs.v))
-    table = variant.table
-    if table is None:
+    table, geometry = variant.table, variant.geometry(tuple(inputs.q.shape[2:-1]))
+    if table is None and variant.bias is None:
         out = F.scaled_dot_product_attention(q, k, v, visible, enable_gqa=True)
         return out.unflatten(2, tuple(inputs.q.shape[2:-1]))
-    causal = variant.geometry(tuple(inputs.q.shape[2:-1])).causal
-    row = offset[0, 0] + (table.rows - 1 if causal else table.rows // 2)
-    used = ((row >= 0) & (row < table.rows) | (table.beyond == "clip")).unsqueeze(-1)
-    row = row.clamp(0, table.rows - 1)
-    q_rel = q if inputs.q_rel is None else inputs.q_rel
-    rel_scale = q.shape[-1] ** -0.5 if table.rel_scale is None else table.rel_scale
-    rel_k = (inputs.rel_k[:, row] * used).expand(q.shape[1], -1, -1, -1)  # [H, Lq, Lk, D]
-    bias = rel_scale * torch.einsum("bhid,hijd->bhij", q_rel, rel_k)
-    bias = bias.masked_fill(~visible, -torch.inf)
+    bias = q.new_zeros(1)
+    if variant.bias is not None:
+        row, used = rows_read(variant.bias, offset[0, 0], geometry)
+        bias = bias + inputs.bias.expand(q.shape[1], -1)[:, row] * used  # [H, Lq, Lk]
+    if table is not None:
+        row, used = rows_read(table, offset[0, 0], geometry)
+        used = used.unsqueeze(-1)
+        q_rel = q if inputs.q_rel is None else inputs.q_rel
+        rel_scale = q.shape[-1] ** -0.5 if table.rel_scale is None else table.rel_scale
+        rel_k = (inputs.rel_k[:, row] * used).expand(q.shape[1], -1, -1, -1)  # [H, Lq, Lk, D]
+        bias = bias + rel_scale * torch.einsum("bhid,hijd->bhij", q_rel, rel_k)
+    bias = bias.expand(*q.shape[:2], -1, -1).masked_fill(~visible, -torch.inf)
     out = F.scaled_dot_product_attention(q, k, v, bias, enable_gqa=True)
     if inputs.rel_v is not None:
         identity = torch.eye(k.shape[2], dtype=q.dtype).expand(*k.shape[:3], -1)
