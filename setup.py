@@ -79,9 +79,7 @@ def import_build_tools():
 def compile_flags() -> list[str]:
     # -g0, -fno-lto and -fno-wrapv undo what a Python may have been built with. There is no -march:
     # each file of csrc/cpu picks its instruction set, and the library runs on any CPU.
-    # -Wno-uninitialized: GCC 12 finds fault with its own intrinsics (its bug 105593).
-    common = ["-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-uninitialized"]
-    common += ["-fno-lto", "-fno-wrapv"]
+    common = ["-fvisibility=hidden", "-Wall", "-Wno-psabi", "-fno-lto", "-fno-wrapv"]
     if is_set("DEBUG"):
         return [*common, "-O0", "-g"]
     return [*common, "-O3", "-g0", "-fno-math-errno"]

@@ -8,7 +8,7 @@
 #else
 #pragma GCC target("avx2,fma,f16c")
 #endif
-#include <immintrin.h>
+#include "intrinsics.h"
 
 #define ATTN_AVX2
 #define ATTN_ISA avx2

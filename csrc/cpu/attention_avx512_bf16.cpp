@@ -11,7 +11,7 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #endif
-#include <immintrin.h>
+#include "intrinsics.h"
 // GCC's header leaves the masked-out lanes of unmasked forms undefined on purpose, and warns of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
