@@ -30,6 +30,8 @@ INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 class Run:
     """One run: what it measures with, what it found, and where that is kept."""
 
+    progress: Progress  # once it is called, below the header
+
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.chosen = chosen
         peers = tuple(chosen.peers)
@@ -42,7 +44,6 @@ class Run:
         self.failures: list[str] = []
         self.checked: set[tuple] = set()
         self.meter = MemoryMeter()
-        self.progress = Progress(self.count())
 
     def measure(
         self,
@@ -145,6 +146,7 @@ class Run:
     def __call__(self) -> int:
         """Everything; 1 if our values are wrong anywhere, INTERRUPTED after Ctrl-C."""
         print(report.header(self.recording.environment), flush=True)
+        self.progress = Progress(self.count())
         interrupted = False
         try:
             with use_backend(self.chosen.backend):

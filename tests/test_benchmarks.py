@@ -572,11 +572,11 @@ progress.close()
 """
 
 
-def in_terminal(columns: int) -> str:
-    """What SHAPES writes to a terminal so wide."""
+def in_terminal(columns: int, *command: str) -> str:
+    """What a command of Python's, or SHAPES, writes to a terminal so wide."""
+    command = [sys.executable, *(command or ("-c", SHAPES))]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-    command = [sys.executable, "-c", SHAPES]
     run = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs)
     os.close(theirs)
     written = b""
@@ -616,11 +616,20 @@ def test_a_terminal_gets_a_bar():
     assert all(len(line) < 80 for line in in_terminal(80).split("\r"))
 
 
+@needs_cpu
+def test_a_run_in_a_terminal():
+    """The header stands alone; then the bar comes, and the tables in its place."""
+    pytest.importorskip("tqdm")
+    run = ["--op", "overhead", "--direction", "forward", "--rounds", "3", "--budget", "0.01"]
+    lines = in_terminal(140, "-c", RUN, *run, "--threads", "1").split("\r\n")
+    (bar,) = [line for line in lines if "0/1" in line]
+    assert bar.startswith("\r0/1")
+    assert "overhead of a call, float32, forward, 1 thread" in lines
+
+
 def test_no_tqdm_is_no_error():
     code = f"import sys; sys.modules['tqdm'] = None\n{SHAPES}"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(globals(), "SHAPES", code)
-        assert in_terminal(80).startswith("[1/3 ")
+    assert in_terminal(80, "-c", code).startswith("[1/3 ")
 
 
 def test_lines_come_now_and_then(monkeypatch, capsys):

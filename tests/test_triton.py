@@ -27,9 +27,9 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("name", ["interpreted", "benchmarked"])
+@pytest.mark.parametrize("name", ["interpreted", "launchers", "benchmarked"])
 def test_interpreted(name: str, request: pytest.FixtureRequest) -> None:
-    """Everything in tests/triton_kernels: the kernels, and benchmarks.gpu."""
+    """Everything in tests/triton_kernels: the kernels, what lies around them, benchmarks.gpu."""
     path = Path(__file__).parent / "triton_kernels" / f"{name}.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
     command += ["--quick"] if request.config.getoption("--quick") else []

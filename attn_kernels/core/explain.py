@@ -97,7 +97,8 @@ def explain(
         tensors += [x for x in (score.rel_k, score.rel_v, score.q_rel) if x is not None]
 
     if name == "triton":
-        plan = triton_plan(q, k, score)
+        at = query_offset if isinstance(query_offset, Tensor) else offset
+        plan = triton_plan(q, k, v, geometry, score, key_lengths, at)
     else:
         plan = dense_plan(q, k_len) if name == REFERENCE else cpu_plan(q, k, v, geometry, score)
     return Explanation(
@@ -125,18 +126,24 @@ def dense_plan(q: Tensor, k_len: int) -> dict[str, Any]:
     }
 
 
-def triton_plan(q: Tensor, k: Tensor, score: Relative | None) -> dict[str, Any]:
-    """The buffers that triton/launch_backward.py allocates; those of split keys are left out."""
-    row = 4 * q.shape[0] * q.shape[1] * q.shape[2]
-    clipped = score is not None and score.beyond == "clip"
-    return {
-        "detail": torch.cuda.get_device_name(q.device),
-        "tile": 0,
-        "key_splits": 1,
-        "query_chunks": 1,
-        "forward_memory": 0,
-        "backward_memory": row * (9 if clipped else 1),
-    }
+def triton_plan(
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Relative | None,
+    key_lengths: Tensor | None, query_offset: int | Tensor,
+) -> dict[str, Any]:  # fmt: skip
+    """What the launchers say of the operator's call, which depends neither on scales nor on what
+    is in a pattern."""
+    from ..triton.plan import plan
+
+    rel_k = rel_v = q_rel = offsets = None
+    clip = score is None or score.beyond == "clip"
+    if score is not None:
+        rel_k, rel_v, q_rel = score.rel_k, score.rel_v, score.q_rel
+    if isinstance(query_offset, Tensor):
+        offsets, query_offset = query_offset, 0
+    return plan(
+        q, k, v, rel_k, rel_v, q_rel, key_lengths, offsets, None, query_offset,
+        geometry.name, geometry.extent(), clip, 1.0, 1.0,
+    )  # fmt: skip
 
 
 def cpu_plan(

@@ -221,8 +221,8 @@ def grad_q_kernel(
 
     lse_ptr, delta_ptr, sum_rows, room: see prepare_kernel. WHOLE, PITCH_K, PITCH_V: see forward.py.
     k_rows, v_rows: descriptors of keys and values, tiles [1, 1, BLOCK_K, *]; or None.
-    far_ptr (REL == "clip"): [4, batch, heads, q_len], the sums of dS before and behind the table,
-    and those of P if there is rel_v. sheared_ptr (v_sheared_ptr) if there is a table:
+    far_ptr (REL == "clip"): [2 or 4, batch, heads, q_len], the sums of dS before and behind the
+    table, and those of P if there is rel_v. sheared_ptr (v_sheared_ptr) if there is a table:
     [programs * BLOCK_Q, PITCH], dS (P) by query and table row, MARGIN columns before row
     0; reach_ptr: [programs, 3], the chunks of BLOCK_K rows [low, high) that a program has written
     and its first query. Programs count from first_program.

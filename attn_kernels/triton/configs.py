@@ -4,16 +4,18 @@ The rows were chosen from machine code, not from time: the first of a kind are l
 shared memory and compile without spills (`python -m benchmarks.compiled`, triton 3.6.0); those
 behind them are for smaller devices and for the search.
 ATTN_KERNELS_TUNE=1 times all candidates that fit at the first call of a kind, and keeps the fastest
-in ~/.cache/attn_kernels/triton.json (ATTN_KERNELS_CACHE names another folder).
+in a file of its own in ~/.cache/attn_kernels/triton (ATTN_KERNELS_CACHE names another folder).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import torch
 import triton
 
 from ..core.pattern_tiles import TILE
-from .geometry import cdiv, has_low, is_causal
+from .geometry import cdiv, facts_of, is_causal, power_of_2
 
 DIRECTIONS = ("forward", "grad_q", "grad_kv")
 # Shared memory of one program, bytes.
@@ -80,7 +82,7 @@ class Kind:
     @property
     def canvas(self) -> bool:
         """Keys lie in boxes."""
-        return self.geometry.startswith("local_2d")
+        return facts_of(self.geometry).canvas
 
     @property
     def blocked(self) -> bool:
@@ -90,7 +92,7 @@ class Kind:
     @property
     def two_sided(self) -> bool:
         """Spans of keys have a start as well as an end."""
-        return has_low(self.geometry)
+        return facts_of(self.geometry).low
 
 
 @cache
@@ -415,62 +417,108 @@ DEFAULTS: dict[str, Callable[[Kind], list[Config]]] = {
 # --- Search ---
 
 
-def cache_path() -> Path:
+FOUND: dict[Path, Config] = {}  # by this process's searches, or on disk
+
+
+def cache_path(key: str) -> Path:
+    """A file for each key: processes that search at the same time need not agree on anything."""
     folder = os.environ.get("ATTN_KERNELS_CACHE") or Path.home() / ".cache" / "attn_kernels"
-    return Path(folder) / "triton.json"
+    return Path(folder) / "triton" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def read_cache(path: Path) -> dict[str, dict[str, int]]:
-    """What earlier searches found; an unreadable file counts as empty."""
+WARNED: set[tuple[Path, str]] = set()
+
+
+def warn_once(folder: Path, access: str, message: str) -> None:
+    """One warning for all files of a cache."""
+    if (folder, access) not in WARNED:
+        WARNED.add((folder, access))
+        warnings.warn(f"attn_kernels: {message}", stacklevel=2)
+
+
+def row_of(text: str, kind: Kind) -> Config:
+    """The row of a cache's file. Another release may have written it, or anybody: ValueError."""
+    found = json.loads(text)
+    row = found.get("config") if isinstance(found, dict) else None
+    if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Config)}:
+        raise ValueError(f"it must have a config with the fields of {Config.__name__}")
+    for name, default in asdict(Config(16, 16, 4, 1)).items():
+        if type(row[name]) is not type(default):
+            raise ValueError(f"{name} must be {type(default).__name__}, got {row[name]!r}")
+    config = Config(**row)
+    sizes = config.block_q, config.block_k
+    if min(sizes) < 16 or any(n != power_of_2(n) for n in (*sizes, config.num_warps)):
+        raise ValueError("blocks and warps must be powers of 2, blocks at least 16")
+    if config.num_stages < 1 or not fits(kind, config):
+        raise ValueError(f"{config} does not fit")
+    return config
+
+
+def tuned(path: Path, kind: Kind) -> Config | None:
+    """What a search has found for the key of this path, and left in memory or on disk."""
+    if path not in FOUND:
+        try:
+            FOUND[path] = row_of(path.read_text(), kind)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            what = f"what is bad in {path.parent} is ignored, {path.name} for one"
+            warn_once(path.parent, "read", f"{what}: {error}")
+    return FOUND.get(path)
+
+
+def remember(path: Path, key: str, config: Config) -> None:
+    """In memory and on disk, whole at once: another process may be reading there."""
+    FOUND[path] = config
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def write_cache(path: Path, found: dict[str, dict[str, int]]) -> None:
-    """Replace the file at once: another process may be reading it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(found, file, indent=1, sort_keys=True)
-    Path(file.name).replace(path)
-
-
-@cache
-def tuned(key: str) -> Config | None:
-    """What a search has found for this key."""
-    row = read_cache(cache_path()).get(key)
-    return None if row is None else Config(**row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump({"key": key, "config": asdict(config)}, file, indent=1)
+        Path(file.name).replace(path)
+    except OSError as error:
+        what = "ATTN_KERNELS_CACHE must name a folder that takes tile sizes"
+        warn_once(path.parent, "write", f"{what}: {error}")
 
 
 def search_wanted() -> bool:
     return os.environ.get("ATTN_KERNELS_TUNE") == "1"
 
 
-def choose(kind: Kind, extra: Callable[[], str], launch: Callable[[Config], object]) -> Config:
-    """The configuration to use. `launch` runs the kernel with one; a search times it.
+def settled(kind: Kind, extra: Callable[[], str]) -> Config:
+    """The configuration without a search: the default, or what an earlier one has found.
 
     `extra` tells what also changes the answer: geometry, device, rounded length.
     """
-    rows = candidates(kind)
-    if not search_wanted():
-        return rows[0]
+    found = tuned(cache_path(f"{kind} {extra()}"), kind) if search_wanted() else None
+    return found or candidates(kind)[0]
+
+
+def choose(kind: Kind, extra: Callable[[], str], launch: Callable[[Config], object]) -> Config:
+    """The configuration to use. `launch` runs the kernel with one; a search times it. `extra`: see
+    `settled`."""
+    if not search_wanted() or torch.cuda.is_current_stream_capturing():
+        return settled(kind, extra)
     key = f"{kind} {extra()}"
-    config = tuned(key)
-    if config is None and torch.cuda.is_current_stream_capturing():
-        return rows[0]
+    path = cache_path(key)
+    config = tuned(path, kind)
     if config is None:
-        config = min(rows, key=lambda row: time_of(launch, row))
-        write_cache(cache_path(), read_cache(cache_path()) | {key: asdict(config)})
-        tuned.cache_clear()
+        rows = candidates(kind)
+        times = [time_of(launch, row) for row in rows]
+        config = rows[times.index(min(times))]
+        if min(times) < float("inf"):
+            remember(path, key, config)
     return config
 
 
 def time_of(launch: Callable[[Config], object], config: Config) -> float:
-    """Milliseconds of a launch; infinite if this device refuses the configuration."""
+    """Milliseconds of a launch; infinite if it fails. The one that is chosen is launched again: a
+    failure that is not the configuration's shows there."""
     try:
         return triton.testing.do_bench(lambda: launch(config), warmup=10, rep=50)
     except triton.runtime.errors.OutOfResources:
+        return float("inf")
+    except Exception as error:  # compilers', drivers' and assemblers' failures have no common type
+        warnings.warn(f"attn_kernels: {config} is not timed: {error}", stacklevel=2)
         return float("inf")
 
 

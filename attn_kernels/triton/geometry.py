@@ -13,6 +13,8 @@ GEOMETRY is a geometry's name, with what a mask must know at compile time: see `
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -42,17 +44,54 @@ def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         return ("local_2d_causal" if extent[6] else "local_2d"), extent[:6]
     if name == "pattern":
         return "pattern", extent[:2]
-    return "full", (0,)
+    if name == "full":
+        return "full", (0,)
+    raise ValueError(
+        f"geometry must be full, causal, local_1d, local_2d or pattern in Triton, got {name!r}"
+    )
+
+
+class Facts(NamedTuple):
+    """What a GEOMETRY is.
+
+    causal: no key behind the query is seen, and a relative table ends at distance 0. low: spans
+    have a start as well as an end. canvas: keys lie in boxes.
+    """
+
+    causal: bool = False
+    low: bool = False
+    canvas: bool = False
+
+
+FACTS = {
+    "full": Facts(),
+    "causal": Facts(causal=True),
+    "window": Facts(causal=True, low=True),
+    "local_1d": Facts(low=True),
+    "local_1d_causal": Facts(causal=True, low=True),
+    "local_2d": Facts(canvas=True),
+    "local_2d_causal": Facts(causal=True, canvas=True),
+    "pattern": Facts(),
+}
+
+
+@triton.constexpr_function
+def facts_of(geometry: str) -> Facts:
+    """A geometry that is not listed is an error everywhere, never another one."""
+    if geometry not in FACTS:
+        raise ValueError(f"GEOMETRY must be one of {', '.join(FACTS)}, got {geometry!r}")
+    return FACTS[geometry]
 
 
 def is_causal(geometry: str) -> bool:
     """Whether a relative table ends at distance 0."""
-    return geometry not in ("full", "local_1d", "local_2d", "pattern")
+    return facts_of(geometry).causal
 
 
 def keys_end(geometry: str, extent: tuple[int, ...], last: int, k_len: int) -> int:
     """Behind the keys that the query at position `last` or one before it sees."""
-    if geometry in ("causal", "window", "local_1d_causal"):
+    facts = facts_of(geometry)
+    if facts.causal and not facts.canvas:
         k_len = min(k_len, last + 1)
     elif geometry == "local_1d":
         block, _, look_ahead = extent
@@ -64,7 +103,7 @@ def query_tiles(geometry: str, extent: tuple[int, ...], q_rows: int, block_q: in
     """Tiles of one head; q_rows counts packed rows."""
     if geometry == "pattern":
         return cdiv(q_rows + block_q - 1, block_q)  # the first may hold one query
-    if not geometry.startswith("local_2d"):
+    if not facts_of(geometry).canvas:
         return cdiv(q_rows, block_q)
     rows, cols, block_rows, block_cols, _, _ = extent
     blocks = cdiv(rows, block_rows) * cdiv(cols, block_cols)
@@ -73,7 +112,7 @@ def query_tiles(geometry: str, extent: tuple[int, ...], q_rows: int, block_q: in
 
 def key_tiles(geometry: str, extent: tuple[int, ...], k_len: int, block_k: int) -> int:
     """Tiles of one head's keys. On a canvas they are cells: blocks, shifted as `key_cell` tells."""
-    if not geometry.startswith("local_2d"):
+    if not facts_of(geometry).canvas:
         return cdiv(k_len, block_k)
     rows, cols, block_rows, block_cols, halo_rows, halo_cols = extent
     down = cdiv(rows + -halo_rows % block_rows, block_rows)
@@ -84,7 +123,7 @@ def key_tiles(geometry: str, extent: tuple[int, ...], k_len: int, block_k: int) 
 def block_room(geometry: str, extent: tuple[int, ...]) -> int:
     """Rows that a block's queries take where they lie block by block (`block_place`): whole steps
     of at most 128. 0 in one dimension."""
-    if not geometry.startswith("local_2d"):
+    if not facts_of(geometry).canvas:
         return 0
     area = extent[2] * extent[3]
     step = max(16, min(128, power_of_2(area)))
@@ -105,13 +144,14 @@ FARTHEST = tl.constexpr(rules.FARTHEST)
 
 @triton.constexpr_function
 def is_canvas(geometry):
-    return geometry in ("local_2d", "local_2d_causal")
+    """Whether keys lie in boxes."""
+    return facts_of(geometry).canvas
 
 
 @triton.constexpr_function
 def has_low(geometry):
     """Whether spans have a start."""
-    return geometry in ("window", "local_1d", "local_1d_causal")
+    return facts_of(geometry).low
 
 
 @triton.jit
@@ -155,7 +195,7 @@ def key_spans(first, shift, k_len, extent, GEOMETRY: tl.constexpr):
         if GEOMETRY == "local_1d_causal":
             stop = pos + 1
     else:
-        tl.static_assert(GEOMETRY == "full")
+        tl.static_assert(GEOMETRY == "full", "key_spans has no rule for this geometry")
     start = clamp(start, 0, k_len).to(tl.int32)
     return start, tl.maximum(clamp(stop, 0, k_len).to(tl.int32), start)
 
@@ -166,16 +206,19 @@ def queries_of(first, shift, offset, q_len, extent, GEOMETRY: tl.constexpr):
     key = first.to(tl.int64) + shift
     start = key * 0
     stop = start + q_len
-    if GEOMETRY == "local_1d":
-        block, look_back, look_ahead = extent
-        start = block_start(first.to(tl.int64) - look_ahead, shift, block) - offset
-    elif GEOMETRY != "full":
+    if GEOMETRY == "causal":
         start = key - offset
-    if GEOMETRY == "window":
+    elif GEOMETRY == "window":
+        start = key - offset
         stop = key + extent[0] - offset
     elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
-        block, look_back, _ = extent
+        block, look_back, look_ahead = extent
+        start = key - offset
+        if GEOMETRY == "local_1d":
+            start = block_start(first.to(tl.int64) - look_ahead, shift, block) - offset
         stop = block_start(first.to(tl.int64) + look_back, shift, block) + block - offset
+    else:
+        tl.static_assert(GEOMETRY == "full", "queries_of has no rule for this geometry")
     return clamp(start, 0, q_len).to(tl.int32), clamp(stop, 0, q_len).to(tl.int32)
 
 

@@ -12,6 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..core.layouts import empty_in_layout
 from . import geometry as rules
+from .buffers import Buffer
 from .configs import Config, Kind, arch_of, choose, key_splits, search_wanted
 from .forward import attention_fwd_kernel, merge_splits_kernel
 from .prepared import Launch, form, known
@@ -25,11 +26,19 @@ def contiguous_last(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
+def row_strides(x: Tensor) -> list[int]:
+    """From entry to entry, head to head, row to row. Where there is but one, its stride leads
+    nowhere, and torch leaves any number there: a descriptor takes multiples of 16 bytes."""
+    n_batch, n_heads, n_rows, dim = x.shape
+    batch, head, row, _ = x.stride()
+    return [batch if n_batch > 1 else dim, head if n_heads > 1 else dim, row if n_rows > 1 else dim]
+
+
 def describable(x: Tensor) -> bool:
     """Whether a tensor descriptor can tell where x lies."""
     return (
         x.numel() > 0 and x.data_ptr() % 16 == 0
-        and all(step > 0 and step * x.element_size() % 16 == 0 for step in x.stride()[:3])
+        and all(step > 0 and step * x.element_size() % 16 == 0 for step in row_strides(x))
     )  # fmt: skip
 
 
@@ -42,7 +51,7 @@ def descriptors(
         return [None] * len(tensors)
     shapes = [(*x.shape[:2], end, x.shape[3]) for x in tensors]
     return [
-        TensorDescriptor(x, list(shape), list(x.stride()), [1, 1, rows, shape[3]])
+        TensorDescriptor(x, list(shape), [*row_strides(x), 1], [1, 1, rows, shape[3]])
         for x, shape in zip(tensors, shapes, strict=True)
     ]
 
@@ -55,6 +64,16 @@ def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
 def head_stride(table: Tensor | None) -> int:
     """0 where all heads share the table."""
     return 0 if table is None or table.shape[0] == 1 else table.stride(0)
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """float32 products obey torch's setting for matrix products, and other types have one way.
+
+    Of torch's two interfaces this one answers whichever was used; the older raises after the newer.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 class Call(NamedTuple):
@@ -75,6 +94,8 @@ class Call(NamedTuple):
     clip: bool
     scale: float
     rel_scale: float
+    precision: str  # of products
+    device: torch.device
     known: dict[Any, Any]  # what equal calls before have prepared
 
     @classmethod
@@ -84,12 +105,18 @@ class Call(NamedTuple):
         pattern: Tensor | None, query_offset: int, geometry: str, extent: Sequence[int], clip: bool,
         scale: float, rel_scale: float,
     ) -> Call:  # fmt: skip
-        tensors = [contiguous_last(x) for x in (q, k, v, rel_k, rel_v, q_rel)]
-        tensors += [key_lengths, query_offsets, pattern]
+        tensors = [
+            contiguous_last(x) for x in (q, k, v, rel_k, rel_v, q_rel, key_lengths, query_offsets)
+        ]
+        tensors.append(pattern)
         settings = query_offset, *rules.kind(geometry, tuple(extent)), clip, scale, rel_scale
-        precision = torch.get_float32_matmul_precision()
-        equal = known(q.device, precision, *map(form, tensors), *settings)
-        return cls(*tensors, *settings, equal)
+        how = precision_of(q.dtype), q.device
+        return cls(*tensors, *settings, *how, known(*map(form, tensors), *settings, *how))
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there is anything to launch backward."""
+        return self.q.numel() > 0 and self.k.numel() > 0
 
     @property
     def n_rows(self) -> int:
@@ -111,7 +138,7 @@ class Call(NamedTuple):
 
     @property
     def is_canvas(self) -> bool:
-        return self.geometry.startswith("local_2d")
+        return rules.facts_of(self.geometry).canvas
 
     @property
     def packed(self) -> bool:
@@ -120,12 +147,6 @@ class Call(NamedTuple):
         few = self.q.shape[2] < PACKED_ROWS
         tiles_are_queries = self.is_canvas or self.geometry == "pattern"
         return self.group > 1 and few and shared_tables and not tiles_are_queries
-
-    @property
-    def precision(self) -> str:
-        """float32 products obey torch's setting for matrix products."""
-        exact = torch.get_float32_matmul_precision() == "highest"
-        return "ieee" if exact else "tf32"
 
     def what(self) -> dict[str, object]:
         """The constexpr arguments that say what is computed, for every kernel.
@@ -188,7 +209,7 @@ class Call(NamedTuple):
         dim = max(16, rules.power_of_2(max(self.q.shape[3], self.v.shape[3])))
         grouped = {"forward": self.packed, "grad_kv": self.group > 1}.get(direction, False)
         return Kind(
-            direction, arch_of(self.q.device), dim, self.q.element_size(), self.geometry, self.rel,
+            direction, arch_of(self.device), dim, self.q.element_size(), self.geometry, self.rel,
             self.rel_v is not None, min(128, rules.power_of_2(rows)), grouped,
             self.describable(direction),
         )  # fmt: skip
@@ -196,8 +217,11 @@ class Call(NamedTuple):
     def tuning_key(self) -> str:
         """What changes the best configuration beside its kind."""
         rounded = [rules.power_of_2(n) for n in (self.q.shape[2], self.k.shape[2])]
-        device = torch.cuda.get_device_name(self.q.device) if self.q.is_cuda else "interpreter"
-        return f"{device} {self.geometry} {rounded}"
+        return f"{device_name(self.device)} {self.geometry} {rounded}"
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
 
 
 def config_of(call: Call, direction: str, launch: Callable[[Config], object]) -> Config:
@@ -232,17 +256,34 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def split_count(call: Call, config: Config, rows: int, programs: int) -> int:
+def forward_tiles(call: Call, config: Config) -> tuple[int, int]:
+    """(tiles of queries in a head, or in a group's if these are packed; in all)."""
+    batch, heads, rows, _ = call.q.shape
+    if call.packed:
+        heads, rows = heads // call.group, rows * call.group
+    n_tiles = rules.query_tiles(call.geometry, call.extent, rows, config.block_q)
+    return n_tiles, n_tiles * batch * heads
+
+
+def split_count(call: Call, config: Config) -> int:
     """Parts that the keys are cut in: more than one where queries are few and keys many."""
+    rows = call.q.shape[2] * (call.group if call.packed else 1)
     if rows > FEW_QUERIES or call.is_canvas:
         return 1
-    return key_splits(programs, call.k.shape[2], config.block_k, multiprocessors(call.q.device))
+    _, programs = forward_tiles(call, config)
+    return key_splits(programs, call.k.shape[2], config.block_k, multiprocessors(call.device))
+
+
+def split_parts(call: Call, splits: int) -> list[Buffer]:
+    """Room for out and lse once for every part of the keys; none if there is one part."""
+    rows = splits, *call.q.shape[:3]
+    return [Buffer((*rows, call.v.shape[3])), Buffer(rows)] if splits > 1 else []
 
 
 class Forward(NamedTuple):
     """The launches of one configuration."""
 
-    splits: int
+    parts: list[Buffer]
     described: bool
     attention: Launch
     merge: Launch
@@ -256,33 +297,23 @@ def launch_forward(
     if key not in call.known:
         call.known[key] = prepare_forward(call, config, out, splits)
     plan = call.known[key]
-    part, part_lse = out, lse
-    if plan.splits > 1:
-        part, part_lse = parts_of(out, plan.splits), parts_of(lse, plan.splits)
+    part, part_lse = [each.on(call.device) for each in plan.parts] or (out, lse)
     rows = descriptors(plan.described, config.block_k, call.keys_end, call.k, call.v)
     plan.attention(
         call.q, call.k, call.v, call.rel_k, call.rel_v, call.q_rel, call.key_lengths,
         call.query_offsets, call.pattern, *rows, part, part_lse,
     )  # fmt: skip
-    if plan.splits > 1:
+    if plan.parts:
         plan.merge(part, part_lse, out, lse)
-
-
-def parts_of(x: Tensor, splits: int) -> Tensor:
-    """Room for x once for every part of the keys."""
-    return x.new_empty(splits, *x.shape, dtype=torch.float32)
 
 
 def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None) -> Forward:
     q, k, v = call.q, call.k, call.v
     batch, heads, q_len, _ = q.shape
     v_dim = v.shape[3]
-    packed = call.packed
-    rows = q_len * (call.group if packed else 1)
-    n_tiles = rules.query_tiles(call.geometry, call.extent, rows, config.block_q)
-    programs = n_tiles * batch * (k.shape[1] if packed else heads)
+    n_tiles, programs = forward_tiles(call, config)
     if splits is None:
-        splits = split_count(call, config, rows, programs)
+        splits = split_count(call, config)
     out_strides, between_parts = out.stride()[:3], (0, 0)
     if splits > 1:
         out_strides = heads * q_len * v_dim, q_len * v_dim, v_dim
@@ -293,7 +324,7 @@ def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None)
         head_stride(call.rel_k), head_stride(call.rel_v), *between_parts,
         heads, call.group, q_len, k.shape[2], call.query_offset, call.extent, n_tiles,
         call.n_rows, call.scale, call.rel_scale,
-        **call.what(), PACKED=packed, SPLIT=splits > 1,
+        **call.what(), PACKED=call.packed, SPLIT=splits > 1,
         LATE=config.late and not call.is_canvas,  # where finding keys again costs more
         WHOLE=config.whole, BLOCK_Q=config.block_q, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
@@ -305,4 +336,4 @@ def prepare_forward(call: Call, config: Config, out: Tensor, splits: int | None)
         BLOCK_SPLITS=rules.power_of_2(splits), num_warps=4,
     )  # fmt: skip
     described = config.described and call.describable("forward")
-    return Forward(splits, described, attention, merge)
+    return Forward(split_parts(call, splits), described, attention, merge)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +13,10 @@ from torch import Tensor
 from ..core.layouts import empty_in_layout
 from . import geometry as rules
 from .backward import grad_q_kernel, margin, prepare_kernel
+from .buffers import Buffer
 from .configs import Config
 from .grad_kv import grad_kv_kernel
-from .grad_table import grad_table_kernel
+from .grad_table import grad_edges_kernel, grad_table_kernel
 from .launch import (
     Call,
     config_of,
@@ -26,6 +29,7 @@ from .launch import (
 from .prepared import Launch, form
 
 PREPARE_ROWS = 32
+EDGE_QUERIES, EDGE_COLUMNS = 128, 32  # of one step
 PREPARED = ("DIM", "V_DIM", "PITCH_K", "PITCH_V", "BLOCK_D", "BLOCK_DV")  # what it is told
 # Scores by table row wait here between two kernels, for as many tiles of queries as fit.
 SHEARED_BYTES = 256 << 20
@@ -41,12 +45,86 @@ def pitch_of(n_rows: int, config: Config) -> int:
     return rules.cdiv(width, step) * step
 
 
-class Backward:
-    """One backward call: its buffers, and a method per kernel. They run in this order.
+class Sums(NamedTuple):
+    """What is kept of a query.
 
-    Buffers are float32: lse in powers of two and delta, [sorts, batch, heads, sum_rows] (see
-    backward.py), and for a clipped table 4 far sums, [4, batch, heads, q_len].
+    lse in powers of two and delta: [sorts, batch, heads, rows], see prepare_kernel, as also for
+    `room`. far, for a clipped table: see grad_q_kernel.
     """
+
+    room: int
+    rows: int
+    lse_2: Buffer
+    delta: Buffer
+    far: Buffer | None
+
+    @property
+    def all(self) -> list[Buffer | None]:
+        return [self.lse_2, self.delta, self.far]
+
+
+def sum_buffers(call: Call) -> Sums:
+    batch, heads, q_len, _ = call.q.shape
+    room = rules.block_room(call.geometry, call.extent)
+    if room:
+        rows = room * rules.query_tiles(call.geometry, call.extent, 0, room)
+    else:  # steps of up to 128 queries, from multiples of 16 on
+        rows = (q_len + 128) // 16 * 16 + 16
+    sides = 1 if call.rel != "clip" else 2 if rules.is_causal(call.geometry) else 3
+    lse_2 = Buffer((sides, batch, heads, rows))
+    delta = lse_2 if call.rel_v is not None else Buffer((1, batch, heads, rows))
+    far = Buffer((2 * len(table_dims(call)), batch, heads, q_len)) if call.rel == "clip" else None
+    return Sums(room, rows, lse_2, delta, far)
+
+
+def table_dims(call: Call) -> list[int]:
+    """Of every table the width of a row."""
+    return [x.shape[2] for x in (call.rel_k, call.rel_v) if x is not None]
+
+
+class Lots(NamedTuple):
+    """grad_q's tiles of queries, as many at a time as sheared scores have room for.
+
+    starts: the first tile of every lot, and behind the last; n_tiles: in a head. pitch: of a row of
+    sheared scores. sheared, reach: see grad_q_kernel, for the largest lot. grads: of every table,
+    by batch entry and head.
+    """
+
+    starts: list[int]
+    n_tiles: int
+    pitch: int
+    sheared: list[Buffer]
+    reach: Buffer | None
+    grads: list[Buffer]
+
+
+def lots_of(call: Call, config: Config) -> Lots:
+    batch, heads, q_len, _ = call.q.shape
+    n_tiles = rules.query_tiles(call.geometry, call.extent, q_len, config.block_q)
+    programs = n_tiles * batch * heads
+    dims = table_dims(call)
+    if not dims:
+        return Lots([0, programs], n_tiles, 0, [], None, [])
+    pitch = pitch_of(call.n_rows, config)
+    tile_bytes = len(dims) * config.block_q * pitch * call.q.element_size()
+    n_lots = rules.cdiv(programs, max(1, SHEARED_BYTES // tile_bytes))
+    most = rules.cdiv(programs, n_lots)
+    return Lots(
+        [i * programs // n_lots for i in range(n_lots + 1)], n_tiles, pitch,
+        [Buffer((most * config.block_q, pitch), call.q.dtype) for _ in dims],
+        Buffer((most, 3), torch.int32),
+        [Buffer((batch, heads, call.n_rows, dim)) for dim in dims],
+    )  # fmt: skip
+
+
+def table_totals(call: Call) -> list[Buffer]:
+    """Tables' gradients before they are rounded."""
+    tables = [x for x in (call.rel_k, call.rel_v) if x is not None]
+    return [Buffer(tuple(x.shape)) for x in tables if x.dtype != torch.float32]
+
+
+class Backward:
+    """One backward call: its buffers, and a method per kernel. They run in this order."""
 
     def __init__(
         self, call: Call, grad_out: Tensor, out: Tensor, grad_lse: Tensor | None, lse: Tensor
@@ -54,22 +132,20 @@ class Backward:
         self.call, self.lse = call, lse.contiguous()
         self.grad_out, self.out = contiguous_last(grad_out), contiguous_last(out)
         if call.describable("grad_kv") and not describable(self.grad_out):
-            self.grad_out = self.grad_out.contiguous()  # one row for all, of a sum's gradient
+            # one row for all, of a sum's gradient, or an odd address: contiguous() may do nothing
+            self.grad_out = self.grad_out.clone(memory_format=torch.contiguous_format)
         self.grad_lse = None if grad_lse is None else grad_lse.contiguous()
         q, k, v = call.q, call.k, call.v
         self.grad_q, self.grad_k, self.grad_v = (empty_in_layout(x, x.shape[3]) for x in (q, k, v))
         self.grad_q_rel = None
         if call.q_rel is not None:
             self.grad_q_rel = empty_in_layout(call.q_rel, q.shape[3])
-        self.room = rules.block_room(call.geometry, call.extent)
-        rows = *lse.shape[:2], self.sum_rows
-        self.sides = 1 if call.rel != "clip" else 2 if rules.is_causal(call.geometry) else 3
-        self.lse_2 = lse.new_empty(self.sides, *rows)
-        self.delta = lse.new_empty(1 if call.rel_v is None else self.sides, *rows)
-        self.far = lse.new_empty(4, *lse.shape) if call.rel == "clip" else None
-        self.table_grads: list[Tensor] = []
         given = (self.grad_out, self.out, self.grad_lse, self.lse)
         self.known = call.known.setdefault(tuple(map(form, given)), {})
+        self.sums = sum_buffers(call)
+        self.lse_2, self.delta = (x.on(call.device) for x in self.sums.all[:2])
+        self.far = None if self.sums.far is None else self.sums.far.on(call.device)
+        self.table_grads: list[Tensor] = []
 
     def launch(self, prepare: Callable[..., Launch], *settings: object) -> Launch:
         """What an equal call has prepared with these settings, or prepare(*settings)."""
@@ -77,13 +153,6 @@ class Backward:
         if key not in self.known:
             self.known[key] = prepare(*settings)
         return self.known[key]
-
-    @property
-    def sum_rows(self) -> int:
-        """Rows of lse and delta in a head: steps of up to 128 queries, from multiples of 16 on."""
-        if self.room:
-            return self.room * rules.query_tiles(self.call.geometry, self.call.extent, 0, self.room)
-        return (self.call.q.shape[2] + 128) // 16 * 16 + 16
 
     @property
     def rel_query(self) -> Tensor:
@@ -119,7 +188,7 @@ class Backward:
     def table_strides(self) -> tuple[int, ...]:
         """Of both tables; and of lse and delta, by sort, head and block."""
         tables = head_stride(self.call.rel_k), head_stride(self.call.rel_v)
-        return *tables, self.lse_2.stride(0), self.sum_rows, self.room
+        return *tables, self.lse_2.stride(0), self.sums.rows, self.sums.room
 
     def prepare(self, config: Config | None = None) -> None:
         call = self.call
@@ -131,47 +200,37 @@ class Backward:
     def prepare_launch(self) -> Launch:
         call, what, q = self.call, self.call.what(), self.rel_query
         batch, heads, q_len, _ = q.shape
-        n_tiles = rules.cdiv(self.sum_rows, PREPARE_ROWS)
+        n_tiles = rules.cdiv(self.sums.rows, PREPARE_ROWS)
         return Launch(
             prepare_kernel, (n_tiles * batch * heads,),
             *q.stride()[:3], *self.out.stride()[:3], *self.grad_out.stride()[:3],
             *self.table_strides, heads, q_len, call.extent, n_tiles, call.n_rows, call.rel_scale,
-            GEOMETRY=call.geometry, SIDES=self.sides, BLOCK_Q=PREPARE_ROWS, num_warps=4,
+            GEOMETRY=call.geometry, SIDES=self.lse_2.shape[0], BLOCK_Q=PREPARE_ROWS, num_warps=4,
             **{name: what[name] for name in PREPARED},
         )  # fmt: skip
 
     def run_grad_q(self, config: Config) -> None:
-        """Tiles of queries, as many at a time as sheared scores have room; and with each lot what
-        it adds to the tables' gradients."""
+        """Tiles of queries, and with each lot what it adds to the tables' gradients."""
         call = self.call
-        batch, heads, q_len, _ = call.q.shape
-        n_tiles = rules.query_tiles(call.geometry, call.extent, q_len, config.block_q)
-        programs = lot = n_tiles * batch * heads
-        pitch = 0
-        tables = self.tables
-        sheared, reach = [None, None], None
-        if tables:
-            pitch = pitch_of(call.n_rows, config)
-            tile_bytes = len(tables) * config.block_q * pitch * call.q.element_size()
-            lot = min(programs, max(1, SHEARED_BYTES // tile_bytes))
-            reach = call.q.new_empty(lot, 3, dtype=torch.int32)
-            for i in range(len(tables)):
-                sheared[i] = call.q.new_empty(lot * config.block_q, pitch)
-            self.table_grads = [
-                self.delta.new_empty(batch, heads, call.n_rows, x.shape[3]) for _, x, _ in tables
-            ]
+        tables, lots = self.tables, lots_of(call, config)
+        sheared: list[Tensor | None] = [x.on(call.device) for x in lots.sheared]
+        reach = None if lots.reach is None else lots.reach.on(call.device)
+        self.table_grads = [x.on(call.device) for x in lots.grads]
         described = config.described and call.describable("grad_q")
         rows = descriptors(described, config.block_k, call.keys_end, call.k, call.v)
-        for first in range(0, programs, lot):
-            count = min(lot, programs - first)
-            cut = config, first, count, n_tiles, pitch
+        for first, end in pairwise(lots.starts):
+            cut = config, first, end - first, lots.n_tiles, lots.pitch
             self.launch(self.grad_q_launch, *cut)(
-                *self.inputs, *rows, self.grad_q, self.grad_q_rel, self.far, *sheared, reach
-            )
+                *self.inputs, *rows, self.grad_q, self.grad_q_rel, self.far,
+                *sheared, *[None] * (2 - len(sheared)), reach,
+            )  # fmt: skip
             for i, (_, x, _) in enumerate(tables):
                 self.launch(self.grad_table_launch, i, *cut)(
                     x, sheared[i], reach, self.table_grads[i]
                 )
+        if self.far is not None:
+            for i, (_, x, _) in enumerate(tables):
+                self.launch(self.grad_edges_launch, i)(x, self.far, self.table_grads[i])
 
     def grad_q_launch(
         self, config: Config, first: int, count: int, n_tiles: int, pitch: int
@@ -195,12 +254,23 @@ class Backward:
         rows = 64 if x.element_size() == 2 else 32
         heads_here = (first + count - 1) // n_tiles - first // n_tiles + 1
         return Launch(
-            grad_table_kernel, (rules.cdiv(self.call.n_rows, rows), heads_here),
+            grad_table_kernel, (rules.cdiv(self.call.n_rows, rows) * heads_here,),
             *x.stride()[:3], x.shape[1], x.shape[2], n_tiles, self.call.n_rows, first, count,
             scale,
             DIM=x.shape[3], PITCH=pitch, PRECISION=self.call.precision,
             BLOCK_Q=config.block_q, BLOCK_K=config.block_k, BLOCK_R=rows,
             BLOCK_D=max(16, rules.power_of_2(x.shape[3])), num_warps=4, num_stages=2,
+        )  # fmt: skip
+
+    def grad_edges_launch(self, i: int) -> Launch:
+        """What keys beyond table i add to its gradient."""
+        _, x, scale = self.tables[i]
+        batch, heads, q_len, dim = x.shape
+        return Launch(
+            grad_edges_kernel, (batch * heads * rules.cdiv(dim, EDGE_COLUMNS),),
+            *x.stride()[:3], self.far.stride(0), 2 * i, heads, q_len, self.call.n_rows, scale,
+            CAUSAL=rules.is_causal(self.call.geometry), DIM=dim, BLOCK_Q=EDGE_QUERIES,
+            BLOCK_C=EDGE_COLUMNS, num_warps=4,
         )  # fmt: skip
 
     @property
@@ -236,17 +306,10 @@ class Backward:
     def table_gradients(self) -> list[Tensor]:
         """Of rel_k and rel_v: over the batch, and the heads of a shared table, summed in order."""
         grads = []
-        for i, (grad, (table, x, scale)) in enumerate(
-            zip(self.table_grads, self.tables, strict=True)
-        ):
-            if self.far is not None:  # beyond the table its first and last row are used
-                ends = self.far[2 * i : 2 * i + 2].movedim(0, 2).to(x.dtype) @ x  # [B, H, 2, D]
-                grad[:, :, 0] += scale * ends[:, :, 0]
-                grad[:, :, -1] += scale * ends[:, :, 1]
-            grad = grad.sum(0)
-            if table.shape[0] < grad.shape[0]:
-                grad = grad.sum(0, keepdim=True)
-            grads.append(grad.to(table.dtype))
+        for grad, (table, _, _) in zip(self.table_grads, self.tables, strict=True):
+            shared = table.shape[0] == 1
+            total = grad.sum((0, 1)).unsqueeze(0) if shared else grad.sum(0)
+            grads.append(total.to(table.dtype))
         return grads
 
 
@@ -264,11 +327,11 @@ def backward(
     """Gradients of q, k, v, rel_k, rel_v, q_rel; empty tensors for inputs that are absent."""
     work = Backward(call, grad_out, out, grad_lse, lse)
     absent = partial(call.q.new_empty, 0)  # an operator's results may not share memory
-    tables = [absent() if x is None else torch.zeros_like(x) for x in (call.rel_k, call.rel_v)]
-    if call.q.numel() == 0 or call.k.numel() == 0:
+    if not call.has_pairs:
         for grad in (work.grad_q, work.grad_k, work.grad_v, work.grad_q_rel):
             if grad is not None:
                 grad.zero_()
+        tables = [torch.zeros_like(table) for table, _, _ in work.tables]
     else:
         for direction, step in work.steps():
             if direction is None:
@@ -277,7 +340,7 @@ def backward(
                 step(configs[direction])
             else:
                 step(config_of(call, direction, step))
-        for i, grad in enumerate(work.table_gradients()):
-            tables[i] = grad
+        tables = work.table_gradients()
+    tables += [absent() for _ in range(2 - len(tables))]
     grad_q_rel = absent() if work.grad_q_rel is None else work.grad_q_rel
     return work.grad_q, work.grad_k, work.grad_v, *tables, grad_q_rel

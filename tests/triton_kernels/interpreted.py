@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -666,25 +666,6 @@ def test_configurations() -> None:
 
 
 undo_fixture = configs.candidates  # as it is before small_tiles replaces it
-
-
-def test_tuning_is_cached_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search takes the fastest candidate once, and the file answers the next time."""
-    rows = [configs.Config(16, 16, 4, 1), configs.Config(32, 32, 4, 1)]
-    times = iter([2.0, 1.0])
-    monkeypatch.setenv("ATTN_KERNELS_TUNE", "1")
-    monkeypatch.setenv("ATTN_KERNELS_CACHE", str(tmp_path))
-    monkeypatch.setattr(configs, "candidates", lambda kind: rows)
-    monkeypatch.setattr(configs, "time_of", lambda launch, row: next(times))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    configs.tuned.cache_clear()
-    kind = configs.Kind("forward", 90, 64, 2, "causal", "none", False, 128)
-    for _ in range(2):
-        assert configs.choose(kind, lambda: "here", lambda config: None) == rows[1]
-    assert configs.read_cache(tmp_path / "triton.json") == {f"{kind} here": asdict(rows[1])}
-    configs.tuned.cache_clear()
-    (tmp_path / "triton.json").write_text("not json")
-    assert configs.read_cache(tmp_path / "triton.json") == {}
 
 
 def test_the_interpreter_notices() -> None:
