@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_kernels import (
+    Bias,
     Causal,
     Full,
     Local1d,
@@ -107,6 +108,12 @@ FEATURES: dict[str, Call] = {
             q, k, v, Local2d((2, 4), (2, 2), (1, 1)), Relative(a), backend=backend
         ),
         *SMALL, CENTRED,
+    ),
+    "`Bias` by distance (T5, ALiBi), and sums with `Relative`": once(
+        lambda q, k, v, a, b, backend: attention(
+            q, k, v, Causal(), Relative(a) + Bias(b), backend=backend
+        ),
+        *SMALL, TABLE, (2, 5),
     ),
     "grouped queries": once(causal_attention, (2, 4, 8, 4), *[(2, 2, 8, 4)] * 2),
     "value dim other than key dim": once(causal_attention, *SMALL[:2], (2, 2, 8, 6)),

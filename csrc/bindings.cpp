@@ -506,7 +506,8 @@ STABLE_TORCH_LIBRARY_IMPL(attn_kernels, CPU, m) {
 }
 
 // For explain(): how a call of these sizes is cut, and the memory it takes beside its results.
-// sizes: batch, heads, k_heads, q_len, k_len, dim, v_dim, table heads, table rows, has rel_v.
+// sizes: batch, heads, k_heads, q_len, k_len, dim, v_dim, table heads, table rows, has rel_v, bias
+// heads, bias rows.
 // plan: few_queries, splits, forward scratch (a thread), forward parts, chunks, backward scratch
 // (a thread), backward parts; all in bytes but the first, second and fifth.
 extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(
@@ -522,6 +523,7 @@ extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(
     if (sizes[8] > 0) p.relative.keys = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[5], sizes[8]};
     if (sizes[9] > 0)
       p.relative.values = {sizes, sizes[7] == 1 ? 0 : sizes[8] * sizes[6], sizes[8]};
+    if (sizes[11] > 0) p.bias.table = {sizes, sizes[10] == 1 ? 0 : sizes[11], sizes[11]};
     const std::vector<int64_t> integers(extent, extent + n_extent);
     Parts<int64_t> parts(integers);
     p.geometry = geometry_of(geometry, parts);
@@ -537,5 +539,5 @@ extern "C" __attribute__((visibility("default"))) void attn_kernels_cpu_plan(
   plan[3] = f.splits > 1 ? kernels.part_bytes(f) : 0;
   plan[4] = b.chunks, plan[5] = kernels.backward.scratch(b);
   plan[6] = (b.chunks > 1 ? kernels.key_part_bytes(b) : 0) +
-            (sizes[8] > 0 ? kernels.table_part_bytes(b) : 0);
+            (sizes[8] + sizes[11] > 0 ? kernels.table_part_bytes(b) : 0);
 }

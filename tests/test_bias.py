@@ -37,7 +37,7 @@ class TestBias(OneDimensional):
         variant("window-zero", Causal(40), 9, beyond="zero"),
         variant("local-zero-row", Local1d(16, 8, 8, causal=False), 20, zero_row=13),
         variant(
-            "both-relative", Full(), 21, Table(33, rel_v="shared", q_rel=True, rel_scale=0.3),
+            "both-relative", Full(), 21, Table(33, rel_v="shared", q_rel=True, rel_scale=0.1),
             per_head=True, beyond="zero",
         ),
         variant(

@@ -40,7 +40,7 @@ def test_every_geometry_and_score_has_a_page():
     public = [getattr(attn_kernels, name) for name in attn_kernels.__all__]
     geometries = [x.name for x in public if isinstance(x, type) and issubclass(x, Geometry)]
     assert len(geometries) >= 4
-    for name in [*(f"geometries/{name}" for name in geometries), "scores/relative"]:
+    for name in [*(f"geometries/{name}" for name in geometries), "scores/relative", "scores/bias"]:
         page = (ROOT / "docs" / f"{name}.md").read_text()
         assert f"\n{name}\n" in contents
         assert "![" in page

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import assert_type
 
 from attn_kernels import (
+    Bias,
     Causal,
     Full,
     Local1d,
@@ -45,6 +46,7 @@ def results(lse: bool) -> None:
     assert_type(
         attention(Q, Q, Q, Causal(), Relative(TABLE), return_lse=True), tuple[Tensor, Tensor]
     )
+    assert_type(attention(Q, Q, Q, Causal(), Relative(TABLE) + Bias.alibi(2, 6)), Tensor)
     assert_type(attention(Q, Q, Q, return_lse=lse), Tensor | tuple[Tensor, Tensor])
 
     assert_type(causal_attention(Q, Q, Q), Tensor)

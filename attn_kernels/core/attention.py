@@ -89,7 +89,7 @@ def attention(
     scale = as_int(q.size(3)) ** -0.5 if scale is None else float(scale)
     if query_offset is None:
         query_offset = geometry.default_offset(q.shape[2], k.shape[2])
-    name, _ = choose(backend, q, v)
+    name, _ = choose(backend, q, v, score)
     if name == REFERENCE:
         out, lse = call_reference(q, k, v, geometry, score, scale, key_lengths, query_offset)
     else:

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..score.base import Score
+from ..score.relative import Relative
+
 REFERENCE = "reference"
 NAMES = ("cpu", "triton", REFERENCE)
 NATIVE = {  # by device: the backend that is chosen, and why
@@ -170,12 +173,12 @@ def backends() -> dict[str, Backend]:
     return {name: status(name) for name in NAMES}
 
 
-def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
+def can_run(name: str, q: Tensor, v: Tensor, score: Score | None) -> str | None:
     """The reason why `name` cannot run these inputs, or None."""
     if name == REFERENCE:
         return None
     if name == "triton":
-        return triton_error(q.device if q.is_cuda else None) or triton_limit(q, v)
+        return triton_error(q.device if q.is_cuda else None) or triton_limit(q, v, score)
     if not q.is_cpu:
         return f"inputs are on {q.device}"
     dim = max(q.size(3), v.size(3))
@@ -184,7 +187,7 @@ def can_run(name: str, q: Tensor, v: Tensor) -> str | None:
     return cpu_library.error() or None
 
 
-def triton_limit(q: Tensor, v: Tensor) -> str | None:
+def triton_limit(q: Tensor, v: Tensor, score: Score | None) -> str | None:
     """The reason why these inputs are beyond the Triton kernels, or None."""
     if q.device.type != "cuda":
         return f"inputs are on {q.device}"
@@ -192,14 +195,18 @@ def triton_limit(q: Tensor, v: Tensor) -> str | None:
         return "it has no float64"
     if max(q.shape[3], v.shape[3]) > MAX_TRITON_HEAD_DIM:
         return f"head dim is at most {MAX_TRITON_HEAD_DIM}, got {max(q.shape[3], v.shape[3])}"
+    terms = () if score is None else score.terms
+    known = all(isinstance(term, Relative) and term.zero_row is None for term in terms)
+    if not known or len(terms) > 1:
+        return "its only score is one Relative without a zero_row"
     return None
 
 
-def require(name: str, q: Tensor, v: Tensor) -> None:
+def require(name: str, q: Tensor, v: Tensor, score: Score | None = None) -> None:
     """Raise the reason why `name` cannot run these inputs."""
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
-    reason = can_run(name, q, v)
+    reason = can_run(name, q, v, score)
     if reason is None:
         return
     if status(name).available:
@@ -230,14 +237,16 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(requested: str | None, q: Tensor, v: Tensor) -> tuple[str, str]:
+def choose(
+    requested: str | None, q: Tensor, v: Tensor, score: Score | None = None
+) -> tuple[str, str]:
     """The backend for these inputs, and why. An explicit request never falls back."""
     explicit = requested or _forced
     if explicit is not None:
-        require(explicit, q, v)
+        require(explicit, q, v, score)
         return explicit, "requested" if requested else "set by use_backend"
     native, why = NATIVE["cuda" if q.is_cuda else "cpu"]
-    reason = can_run(native, q, v)
+    reason = can_run(native, q, v, score)
     if reason is None:
         return native, why
     if q.device.type in NATIVE and reason not in _warned and not torch.compiler.is_compiling():

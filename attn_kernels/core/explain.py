@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..score.base import Score, Term
+from ..score.bias import Bias
 from ..score.relative import Relative
 from .backends import REFERENCE, choose, cpu_library
 from .geometry import Full, Geometry
@@ -60,7 +62,7 @@ def explain(
     k: Tensor,
     v: Tensor,
     geometry: Geometry = Full(),  # noqa: B008 (frozen)
-    score: Relative | None = None,
+    score: Score | None = None,
     *,
     scale: float | None = None,
     key_lengths: Tensor | None = None,
@@ -81,7 +83,7 @@ def explain(
         'requested'
     """
     check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
-    name, reason = choose(backend, q, v)
+    name, reason = choose(backend, q, v, score)
     (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
     if query_offset is None or isinstance(query_offset, Tensor):
         offset = geometry.default_offset(q_len, k_len)
@@ -90,11 +92,10 @@ def explain(
     pairs = batch * heads * geometry.visible_pairs(q_len, k_len, offset)
     products, back_products = dim + v_dim, 3 * dim + 2 * v_dim
     tensors = [q, k, v]
-    if score is not None:
-        products, back_products = products + dim, back_products + 3 * dim
-        if score.rel_v is not None:
-            products, back_products = products + v_dim, back_products + 2 * v_dim
-        tensors += [x for x in (score.rel_k, score.rel_v, score.q_rel) if x is not None]
+    for term in () if score is None else score.terms:
+        more, back_more = term.products(dim, v_dim)
+        products, back_products = products + more, back_products + back_more
+        tensors += term.parts(1.0).tensors
 
     if name == "triton":
         at = query_offset if isinstance(query_offset, Tensor) else offset
@@ -113,6 +114,14 @@ def explain(
     )
 
 
+AnyTerm = TypeVar("AnyTerm", bound=Term)
+
+
+def terms_of(score: Score | None, kind: type[AnyTerm]) -> list[AnyTerm]:
+    """The terms of one kind."""
+    return [] if score is None else [term for term in score.terms if isinstance(term, kind)]
+
+
 def dense_plan(q: Tensor, k_len: int) -> dict[str, Any]:
     """The reference: logits and weights of every pair, kept for autograd."""
     logits = q.shape[0] * q.shape[1] * q.shape[2] * k_len * max(q.element_size(), 4)
@@ -127,7 +136,7 @@ def dense_plan(q: Tensor, k_len: int) -> dict[str, Any]:
 
 
 def triton_plan(
-    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Relative | None,
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Score | None,
     key_lengths: Tensor | None, query_offset: int | Tensor,
 ) -> dict[str, Any]:  # fmt: skip
     """What the launchers say of the operator's call, which depends neither on scales nor on what
@@ -135,9 +144,9 @@ def triton_plan(
     from ..triton.plan import plan
 
     rel_k = rel_v = q_rel = offsets = None
-    clip = score is None or score.beyond == "clip"
-    if score is not None:
-        rel_k, rel_v, q_rel = score.rel_k, score.rel_v, score.q_rel
+    clip = True
+    for term in terms_of(score, Relative):  # backends.py sees to it that there is no other
+        rel_k, rel_v, q_rel, clip = term.rel_k, term.rel_v, term.q_rel, term.beyond == "clip"
     if isinstance(query_offset, Tensor):
         offsets, query_offset = query_offset, 0
     return plan(
@@ -147,16 +156,18 @@ def triton_plan(
 
 
 def cpu_plan(
-    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Relative | None
+    q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Score | None
 ) -> dict[str, Any]:
     """The C++ kernels' own figures, with what the binding converts."""
     is_double, is_half = q.dtype == torch.float64, q.element_size() == 2
-    table = [0, 0, 0]
-    if score is not None:
-        table = [score.rel_k.shape[0], score.rel_k.shape[1], int(score.rel_v is not None)]
-    sizes = [*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], *table]
+    table, bias = [0, 0, 0], [0, 0]
+    for relative in terms_of(score, Relative):
+        table = [*relative.rel_k.shape[:2], int(relative.rel_v is not None)]
+    for term in terms_of(score, Bias):
+        bias = [*term.table.shape]
+    sizes = [*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]]
     few, splits, scratch, parts, chunks, back_scratch, back_parts = cpu_library.plan(
-        sizes, is_double, geometry.name, geometry.extent()
+        [*sizes, *table, *bias], is_double, geometry.name, geometry.extent()
     )
     widened = 4 * (k.numel() + v.numel()) if is_half else 0  # float32 copies of half-precision keys
     threads = torch.get_num_threads()

@@ -94,6 +94,10 @@ class Term(Score):
         """QUERY or TABLE for each of its tensors, read off the whole numbers alone."""
         raise NotImplementedError
 
+    def products(self, dim: int, v_dim: int) -> tuple[int, int]:
+        """Multiplications for each visible pair, forward and backward: what explain() counts."""
+        return 0, 0
+
     def logits(self, q: Tensor, place: Place) -> Tensor:
         """What is added to the logits, [B, H, Lq, Lk]."""
         raise NotImplementedError

@@ -89,6 +89,11 @@ class Relative(Term):
         tables = (TABLE, TABLE) if flags & HAS_VALUES else (TABLE,)
         return (*tables, QUERY) if flags & HAS_QUERY else tables
 
+    def products(self, dim: int, v_dim: int) -> tuple[int, int]:
+        if self.rel_v is None:
+            return dim, 3 * dim
+        return dim + v_dim, 3 * dim + 2 * v_dim
+
     def rows(self, offset: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """The table row of each offset j - p_i, clipped, and whether the table reaches it."""
         return rows_at(offset, self.rel_k.shape[1], self.beyond, self.zero_row, causal)

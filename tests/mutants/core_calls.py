@@ -12,7 +12,7 @@ MUTANTS = [
     ),
     Mutant(
         "a table's heads are looked for in a tuple",
-        file="attn_kernels/core/validate.py",
+        file="attn_kernels/core/checks.py",
         old="(table.shape[0] == 1 or table.shape[0] == heads)",
         new="table.shape[0] in (1, heads)",
         tests="tests/test_torch.py -k compile_a_table",
@@ -33,7 +33,7 @@ MUTANTS = [
     ),
     Mutant(
         "a traced program holds a Python function",
-        file="attn_kernels/core/ops.py",
+        file="attn_kernels/core/autograd.py",
         old="is_autocast_enabled(x.device.type) or torch.jit.is_tracing():",
         new="is_autocast_enabled(x.device.type):",
         tests="tests/test_layers.py -k traced",
