@@ -27,8 +27,8 @@ MUTANTS = [
     Mutant(
         "the compiler may look into what is decided by values",
         file="attn_kernels/core/tracing.py",
-        old="marks._torchdynamo_disable = True",
-        new="wrapped._torchdynamo_disable = False",
+        old="untraced = torch.compiler.disable(real, reason=reason)",
+        new="untraced = real",
         tests="tests/test_torch.py -k compile_a_pattern",
     ),
     Mutant(
