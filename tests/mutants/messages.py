@@ -12,7 +12,7 @@ MUTANTS = [
     ),
     Mutant(
         "messages: a nested tensor is taken for a dense one",
-        file="attn_kernels/core/validate.py",
+        file="attn_kernels/core/checks.py",
         old="if x.layout is not torch.strided or x.is_nested:",
         new="if x.layout is not torch.strided:",
         tests="tests/test_errors.py",
