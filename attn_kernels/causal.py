@@ -16,21 +16,21 @@ def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int | None = ...,
     scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int | None = ...,
     scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[True], backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, window: int | None = ...,
     scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: bool, backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: bool, backend: str | None = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
 def causal_attention(
@@ -42,6 +42,7 @@ def causal_attention(
     scale: float | None = None,
     key_lengths: Tensor | None = None,
     query_offset: int | Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ def causal_attention(
     Args:
         q, k, v: [B, H, Lq, D], [B, Hk, Lk, D], [B, Hk, Lk, Dv].
         window: how many keys a query sees, itself included; None is all of them.
-        scale, key_lengths, query_offset, return_lse, backend: as for `attention`.
+        scale, key_lengths, query_offset, sinks, return_lse, backend: as for `attention`.
     Returns:
         [B, H, Lq, Dv] in q's dtype, and with return_lse also lse [B, H, Lq].
     Example:
@@ -61,5 +62,5 @@ def causal_attention(
     """
     return attention(
         q, k, v, Causal(window), scale=scale, key_lengths=key_lengths, query_offset=query_offset,
-        return_lse=return_lse, backend=backend,
+        sinks=sinks, return_lse=return_lse, backend=backend,
     )  # fmt: skip

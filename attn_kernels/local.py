@@ -20,21 +20,21 @@ def local_attention_1d(
     q: Tensor, k: Tensor, v: Tensor, *, block: int, look_back: int, look_ahead: int = ...,
     causal: bool = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def local_attention_1d(
     q: Tensor, k: Tensor, v: Tensor, *, block: int, look_back: int, look_ahead: int = ...,
     causal: bool = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[True], backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def local_attention_1d(
     q: Tensor, k: Tensor, v: Tensor, *, block: int, look_back: int, look_ahead: int = ...,
     causal: bool = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: bool, backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: bool, backend: str | None = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
 def local_attention_1d(
@@ -49,6 +49,7 @@ def local_attention_1d(
     scale: float | None = None,
     key_lengths: Tensor | None = None,
     query_offset: int | Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ def local_attention_1d(
     Args:
         q, k, v: [B, H, Lq, D], [B, Hk, Lk, D], [B, Hk, Lk, Dv].
         block, look_back, look_ahead, causal: as for `Local1d`.
-        scale, key_lengths, query_offset, return_lse, backend: as for `attention`.
+        scale, key_lengths, query_offset, sinks, return_lse, backend: as for `attention`.
     Returns:
         [B, H, Lq, Dv] in q's dtype, and with return_lse also lse [B, H, Lq].
     Example:
@@ -72,7 +73,7 @@ def local_attention_1d(
     geometry = Local1d(block, look_back, look_ahead, causal)
     return attention(
         q, k, v, geometry, scale=scale, key_lengths=key_lengths, query_offset=query_offset,
-        return_lse=return_lse, backend=backend,
+        sinks=sinks, return_lse=return_lse, backend=backend,
     )  # fmt: skip
 
 
@@ -81,19 +82,19 @@ def local_attention_1d(
 def local_attention_2d(
     q: Tensor, k: Tensor, v: Tensor, *, block: Sequence[int], halo: Sequence[int],
     causal: bool = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def local_attention_2d(
     q: Tensor, k: Tensor, v: Tensor, *, block: Sequence[int], halo: Sequence[int],
     causal: bool = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
-    return_lse: Literal[True], backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def local_attention_2d(
     q: Tensor, k: Tensor, v: Tensor, *, block: Sequence[int], halo: Sequence[int],
     causal: bool = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
-    return_lse: bool, backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: bool, backend: str | None = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
 def local_attention_2d(
@@ -106,6 +107,7 @@ def local_attention_2d(
     causal: bool = False,
     scale: float | None = None,
     key_lengths: Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ def local_attention_2d(
     Args:
         q, k, v: [B, H, rows, cols, D], [B, Hk, rows, cols, D], [B, Hk, rows, cols, Dv].
         block, halo: (rows, columns).
-        scale, key_lengths (in raster order), return_lse, backend: as for `attention`.
+        scale, key_lengths (in raster order), sinks, return_lse, backend: as for `attention`.
     Returns:
         [B, H, rows, cols, Dv] in q's dtype, and with return_lse also lse [B, H, rows, cols].
     Example:
@@ -144,7 +146,7 @@ def local_attention_2d(
     geometry = Local2d(grid, block, halo, causal)
     result = attention(
         q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), geometry, scale=scale,
-        key_lengths=key_lengths, return_lse=return_lse, backend=backend,
+        key_lengths=key_lengths, sinks=sinks, return_lse=return_lse, backend=backend,
     )  # fmt: skip
     if isinstance(result, tuple):
         out, lse = result

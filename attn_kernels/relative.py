@@ -19,7 +19,7 @@ def relative_attention(
     q_rel: Tensor | None = ..., causal: bool = ..., window: int | None = ..., beyond: str = ...,
     rel_scale: float | None = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def relative_attention(
@@ -27,7 +27,7 @@ def relative_attention(
     q_rel: Tensor | None = ..., causal: bool = ..., window: int | None = ..., beyond: str = ...,
     rel_scale: float | None = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[True], backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def relative_attention(
@@ -35,7 +35,7 @@ def relative_attention(
     q_rel: Tensor | None = ..., causal: bool = ..., window: int | None = ..., beyond: str = ...,
     rel_scale: float | None = ..., scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: bool, backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: bool, backend: str | None = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
 def relative_attention(
@@ -53,6 +53,7 @@ def relative_attention(
     scale: float | None = None,
     key_lengths: Tensor | None = None,
     query_offset: int | Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ def relative_attention(
         window: how many keys a query sees, itself included; needs causal.
         beyond: offsets beyond the table use the nearest row ("clip") or add nothing ("zero").
         rel_scale: default scale.
-        scale, key_lengths, query_offset, return_lse, backend: as for `attention`.
+        scale, key_lengths, query_offset, sinks, return_lse, backend: as for `attention`.
     Returns:
         [B, H, Lq, Dv] in q's dtype, and with return_lse also lse [B, H, Lq].
     Example:
@@ -86,5 +87,5 @@ def relative_attention(
     score = Relative(rel_k, rel_v, q_rel, beyond, rel_scale)
     return attention(
         q, k, v, geometry, score, scale=scale, key_lengths=key_lengths, query_offset=query_offset,
-        return_lse=return_lse, backend=backend,
+        sinks=sinks, return_lse=return_lse, backend=backend,
     )  # fmt: skip

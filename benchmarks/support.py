@@ -126,6 +126,10 @@ FEATURES: dict[str, Call] = {
         *SMALL,
     ),
     "lse, and gradients through it": once(lse_of, *SMALL),
+    "sinks in the denominator (GPT-OSS)": once(
+        lambda q, k, v, s, backend: causal_attention(q, k, v, sinks=s, backend=backend),
+        *SMALL, (2,),
+    ),
     "`torch.func.vmap`": lambda backend: torch.func.vmap(
         lambda q, k, v: causal_attention(q, k, v, backend=backend)
     )(*tensors(*[(3, 2, 2, 8, 4)] * 3)),

@@ -13,6 +13,7 @@ from . import autocast, autograd, batching, reference  # noqa: F401 (the operato
 from .backends import REFERENCE, choose
 from .call import Call
 from .geometry import Full, Geometry
+from .sinks import with_sinks
 from .tracing import as_int
 from .validate import check_inputs, check_return_lse
 
@@ -23,21 +24,21 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Score | None = ..., *,
     scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Score | None = ..., *,
     scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: Literal[True], backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, geometry: Geometry = ..., score: Score | None = ..., *,
     scale: float | None = ..., key_lengths: Tensor | None = ...,
     query_offset: int | Tensor | None = ...,
-    return_lse: bool, backend: str | None = ...,
+    sinks: Tensor | None = ..., return_lse: bool, backend: str | None = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
 # fmt: on
 def attention(
@@ -50,6 +51,7 @@ def attention(
     scale: float | None = None,
     key_lengths: Tensor | None = None,
     query_offset: int | Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -71,6 +73,8 @@ def attention(
             to 2**60 either way. A farther int is an error; a tensor's values are not looked into:
             farther is as far as that. Default Lk - Lq: the last query sees the last key. A position
             is a row of a Pattern, which says what its default is.
+        sinks: [H], a logit for each head in the denominator alone: lse_i = log(sum_j exp(s_ij) +
+            exp(sink)). Of any floating dtype, differentiable.
         return_lse: also return lse, [B, H, Lq], float32 (float64 for float64), differentiable.
         backend: "cpu", "triton" or "reference"; None chooses, and explain() tells why.
 
@@ -84,7 +88,7 @@ def attention(
         >>> out.shape, lse.shape
         (torch.Size([2, 8, 100, 64]), torch.Size([2, 8, 100]))
     """
-    check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
+    check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset, sinks)
     check_return_lse(return_lse)
     scale = as_int(q.size(3)) ** -0.5 if scale is None else float(scale)
     if query_offset is None:
@@ -94,6 +98,8 @@ def attention(
         out, lse = call_reference(q, k, v, geometry, score, scale, key_lengths, query_offset)
     else:
         out, lse = call_operator(name, q, k, v, geometry, score, scale, key_lengths, query_offset)
+    if sinks is not None:
+        out, lse = with_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

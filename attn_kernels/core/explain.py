@@ -67,13 +67,14 @@ def explain(
     scale: float | None = None,
     key_lengths: Tensor | None = None,
     query_offset: int | Tensor | None = None,
+    sinks: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Explanation:
     """Say what attention() would do with these arguments, without doing it.
 
     key_lengths and tensors of offsets are not looked into: counts are those of whole sequences.
-    return_lse changes nothing: lse is always computed.
+    return_lse changes nothing: lse is always computed. What sinks cost is not counted.
 
     Example:
         >>> q, k, v = (torch.randn(1, 1, 4, 64) for _ in range(3))
@@ -82,7 +83,7 @@ def explain(
         >>> explain(q, k, v, backend="reference").reason
         'requested'
     """
-    check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset)
+    check_inputs(q, k, v, geometry, score, scale, key_lengths, query_offset, sinks)
     name, reason = choose(backend, q, v, score)
     (batch, heads, q_len, dim), (_, _, k_len, v_dim) = q.shape, v.shape
     if query_offset is None or isinstance(query_offset, Tensor):

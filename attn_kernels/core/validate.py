@@ -11,6 +11,7 @@ from ..score.base import Score
 from .checks import DTYPES, check_dense, check_like_q, check_number, check_per_entry, name_of
 from .geometry import FARTHEST, check_geometry
 from .pattern import Pattern
+from .sinks import check_sinks
 
 
 def check_inputs(
@@ -22,6 +23,7 @@ def check_inputs(
     scale: Any,
     key_lengths: Any,
     query_offset: Any,
+    sinks: Any = None,
 ) -> None:
     """Raise TypeError, ValueError or NotImplementedError unless attention() may be called so."""
     check_tensors(q, k, v)
@@ -39,6 +41,8 @@ def check_inputs(
         check_per_entry("key_lengths", key_lengths, q)
     if query_offset is not None:
         check_offset(query_offset, q)
+    if sinks is not None:
+        check_sinks(sinks, q)
     if isinstance(geometry, Pattern):
         check_pattern(q, k, geometry, query_offset)
 

@@ -38,4 +38,18 @@ MUTANTS = [
         new="(x if dim is None else x.select(dim, 0)) if kind == TABLE else",
         tests="tests/test_torch.py -k vmap",
     ),
+    Mutant(
+        "sinks scale the output of queries without keys to NaN",
+        file="attn_kernels/core/sinks.py",
+        old="finite = torch.where(has_key, lse, 0)",
+        new="finite = lse + 0",
+        tests="tests/test_sinks.py",
+    ),
+    Mutant(
+        "sinks change lse but not the output",
+        file="attn_kernels/core/sinks.py",
+        old="(out * share).to(out.dtype)",
+        new="out",
+        tests="tests/test_sinks.py",
+    ),
 ]
