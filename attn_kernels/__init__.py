@@ -4,7 +4,7 @@ from .causal import causal_attention
 from .core.attention import attention
 from .core.backends import backends, use_backend
 from .core.explain import explain
-from .core.geometry import Causal, Full, Local1d, Local2d
+from .core.geometry import Causal, Full, Local1d, Local2d, Window
 from .core.merge import merge
 from .core.pattern import Pattern
 from .local import local_attention_1d, local_attention_2d
@@ -22,6 +22,7 @@ __all__ = [
     "Local2d",
     "Pattern",
     "Relative",
+    "Window",
     "attention",
     "backends",
     "causal_attention",

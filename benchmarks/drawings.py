@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, plot
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, Window, plot
 from attn_kernels.core.geometry import Geometry
 
 from .plots import figure
@@ -86,6 +86,7 @@ DRAWINGS = {
     "full.svg": Drawing(Full()),
     "causal.svg": Drawing(Causal()),
     "causal-window.svg": Drawing(Causal(6)),
+    "window.svg": Drawing(Window(5, 3)),
     "local_1d.svg": Drawing(Local1d(6, 6)),
     "local_1d-ahead.svg": Drawing(Local1d(6, 3, 3, causal=False)),
     "local_2d.svg": Drawing(Local2d(**CANVAS)),

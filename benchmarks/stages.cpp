@@ -63,7 +63,7 @@ extern "C" void attn_stages(int64_t dim, double seconds, double* times, int64_t*
 
   BackwardParams p;
   p.batch = p.heads = p.k_heads = 1, p.q_len = p.k_len = n, p.dim = p.v_dim = dim;
-  p.scale = p.rel_scale = 0.125;
+  p.scale = p.relative.scale = 0.125;
   p.geometry.kind = GeometryKind::kCausal, p.geometry.causal = true;
   ForwardParams f;
   static_cast<AttentionParams&>(f) = p;

@@ -15,6 +15,7 @@ from attn_kernels import (
     Local2d,
     Pattern,
     Relative,
+    Window,
     attention,
     causal_attention,
     local_attention_2d,
@@ -70,6 +71,12 @@ FEATURES: dict[str, Call] = {
         once(lambda q, k, v, backend, g=g: attention(q, k, v, g, backend=backend), *SMALL)(backend)
         for g in (Full(), Causal(), Causal(3))
     ],
+    "`Window`: keys before and behind": once(
+        lambda q, k, v, a, backend: attention(
+            q, k, v, Window(3, 2), Relative(a), backend=backend
+        ),
+        *SMALL, CENTRED,
+    ),
     "`Local1d`, causal or not": lambda backend: [
         once(lambda q, k, v, backend, g=g: attention(q, k, v, g, backend=backend), *SMALL)(backend)
         for g in (Local1d(4, 4), Local1d(4, 2, 1, causal=False))

@@ -200,6 +200,9 @@ Geometry geometry_of(const std::string& name, Parts<int64_t>& numbers) {
   } else if (name == "local_1d") {
     g.kind = GeometryKind::kLocal1d;
     read(g.block, g.look_back, g.look_ahead, g.causal);
+  } else if (name == "window") {
+    g.kind = GeometryKind::kWindow;
+    read(g.look_back, g.look_ahead);
   } else if (name == "local_2d") {
     g.kind = GeometryKind::kLocal2d;
     read(g.rows, g.cols, g.block_rows, g.block_cols, g.halo_rows, g.halo_cols, g.causal);

@@ -40,6 +40,8 @@ static inline Span visible_keys(const Geometry& g, int64_t pos, int64_t k_len) {
   if (g.kind == GeometryKind::kLocal1d) {
     const int64_t block_start = floor_div(pos, g.block) * g.block;
     span = {block_start - g.look_back, block_start + g.block + g.look_ahead};
+  } else if (g.kind == GeometryKind::kWindow) {
+    span = {pos - g.look_back, pos + g.look_ahead + 1};
   } else if (g.window > 0) {
     span.start = pos - g.window + 1;
   }

@@ -13,14 +13,14 @@ struct View {
   int64_t batch = 0, head = 0, row = 0;
 };
 
-enum class GeometryKind : int32_t { kFull, kCausal, kLocal1d, kLocal2d, kPattern };
+enum class GeometryKind : int32_t { kFull, kCausal, kLocal1d, kLocal2d, kPattern, kWindow };
 
 // The numbers of a geometry; which of them count depends on `kind`. See geometry.h.
 struct Geometry {
   GeometryKind kind = GeometryKind::kFull;
   bool causal = false;
-  int64_t window = 0;  // 0: unlimited
-  int64_t block = 0, look_back = 0, look_ahead = 0;
+  int64_t window = 0;                                // 0: unlimited
+  int64_t block = 0, look_back = 0, look_ahead = 0;  // a Window has the last two
   // A canvas; or a Pattern's queries and keys.
   int64_t rows = 0, cols = 0, block_rows = 0, block_cols = 0, halo_rows = 0, halo_cols = 0;
   const int64_t* table = nullptr;  // of a Pattern, which has n_runs runs; see pattern.h

@@ -292,6 +292,7 @@ Geometry one_dimensional(GeometryKind kind, bool causal, int64_t a = 0, int64_t 
   Geometry g;
   g.kind = kind, g.causal = causal;
   if (kind == GeometryKind::kCausal) g.window = a;
+  if (kind == GeometryKind::kWindow) g.look_back = a, g.look_ahead = b;
   if (kind == GeometryKind::kLocal1d) g.block = a, g.look_back = b, g.look_ahead = c;
   return g;
 }
@@ -317,7 +318,8 @@ int main() {
          {one_dimensional(GeometryKind::kFull, false), one_dimensional(GeometryKind::kCausal, true),
           one_dimensional(GeometryKind::kCausal, true, 19),
           one_dimensional(GeometryKind::kLocal1d, true, 16, 16),
-          one_dimensional(GeometryKind::kLocal1d, false, 7, 3, 5)}) {
+          one_dimensional(GeometryKind::kLocal1d, false, 7, 3, 5),
+          one_dimensional(GeometryKind::kWindow, false, 12, 5)}) {
       for (int64_t rows : {0, 9, 801}) {
         const std::string name = "geometry " + std::to_string(int(g.kind)) + ", " +
                                  std::to_string(sizes.q_len) + " queries, table " +

@@ -26,6 +26,7 @@ std::vector<TileRules> tiles(int kind, bool causal, const std::vector<int64_t>& 
   Geometry g;
   g.kind = GeometryKind(kind), g.causal = causal;
   if (g.kind == GeometryKind::kCausal) g.window = n[0];
+  if (g.kind == GeometryKind::kWindow) g.look_back = n[0], g.look_ahead = n[1];
   if (g.kind == GeometryKind::kLocal1d) g.block = n[0], g.look_back = n[1], g.look_ahead = n[2];
   if (g.kind == GeometryKind::kLocal2d) {
     g.rows = n[0], g.cols = n[1], g.block_rows = n[2], g.block_cols = n[3];

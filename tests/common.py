@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import attn_kernels
-from attn_kernels import Causal, Full, Local1d, Local2d, Pattern
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Window
 from attn_kernels.core.geometry import Geometry
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -266,6 +266,8 @@ def sees(geometry: Geometry, p: int, j: int) -> bool:
             return True
         case Causal(window):
             return j <= p and (window is None or j > p - window)
+        case Window(left, right):
+            return (left is None or j >= p - left) and (right is None or j <= p + right)
         case Local1d(block, look_back, look_ahead, causal):
             b = p // block
             near = b * block - look_back <= j < (b + 1) * block + look_ahead

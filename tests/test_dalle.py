@@ -81,7 +81,8 @@ class TestPatterns:
 
     @pytest.mark.parametrize("pattern", ["row", "column", "conv", "full"])
     def test_stream_sees_text_and_image(self, pattern):
-        mask = stream_pattern(CONFIG, pattern).rows(0, WORDS + 16)
+        positions = torch.arange(WORDS + 16)
+        mask = stream_pattern(CONFIG, pattern).visible(positions.unsqueeze(1), positions)
         assert torch.equal(mask[:WORDS, :WORDS], torch.ones(WORDS, WORDS).tril().bool())
         assert not mask[:WORDS, WORDS:].any()
         assert mask[WORDS:, :WORDS].all()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 
 import pytest
 import torch
 from common import scan_key, sees
 
-from attn_kernels import Causal, Full, Local1d, Local2d
+from attn_kernels import Causal, Full, Local1d, Local2d, Window
 from attn_kernels.core.geometry import Geometry
 
 ONE_DIMENSIONAL = [
     Full(),
     *(Causal(window) for window in (None, 1, 2, 5, 16, 100)),
+    *(Window(*sides) for sides in ((0, 0), (3, 0), (None, 0), (None, None), (0, None), (None, 2))),
+    *(Window(*sides) for sides in ((0, 5), (4, 1), (7, 100), (sys.maxsize, 3))),
     *(Local1d(block, look_back) for block, look_back in ((1, 0), (1, 3), (4, 0), (4, 4), (7, 2))),
     *(Local1d(block, look_back) for block, look_back in ((5, 11), (16, 16), (64, 3))),
     *(

@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from attn_kernels import Causal, Full, Local1d, Local2d, Relative
+from attn_kernels import Causal, Full, Local1d, Local2d, Relative, Window
 from attn_kernels import _testing as testing
 from attn_kernels.core.backends import cpu_library
 
-KINDS = {"full": 0, "causal": 1, "local_1d": 2, "local_2d": 3}
+KINDS = {"full": 0, "causal": 1, "local_1d": 2, "local_2d": 3, "window": 5}
 GEOMETRIES_1D = [
     Full(),
     Causal(),
     Causal(1),
     Causal(5),
+    Window(3, 2),
+    Window(0, 40),
+    Window(None, 1),
+    Window(4, 0),
     Local1d(4, 4),
     Local1d(3, 7),
     Local1d(5, 0, 2, causal=False),

@@ -19,6 +19,7 @@ from attn_kernels import (
     Local2d,
     Pattern,
     Relative,
+    Window,
     attention,
     backends,
     causal_attention,
@@ -47,6 +48,7 @@ def results(lse: bool) -> None:
         attention(Q, Q, Q, Causal(), Relative(TABLE), return_lse=True), tuple[Tensor, Tensor]
     )
     assert_type(attention(Q, Q, Q, Causal(), Relative(TABLE) + Bias.alibi(2, 6)), Tensor)
+    assert_type(attention(Q, Q, Q, Window(2, None)), Tensor)
     assert_type(attention(Q, Q, Q, return_lse=lse), Tensor | tuple[Tensor, Tensor])
 
     assert_type(causal_attention(Q, Q, Q), Tensor)

@@ -64,7 +64,7 @@ def attention(
     Args:
         q, k, v: [B, H, Lq, D], [B, Hk, Lk, D] and [B, Hk, Lk, Dv] of one dtype on one device, in
             any strides. H is a multiple of Hk: query head h reads key head h // (H / Hk).
-        geometry: which keys a query sees: Full, Causal, Local1d, Local2d, Pattern.
+        geometry: which keys a query sees: Full, Causal, Window, Local1d, Local2d, Pattern.
         score: what is added to the logits: None, a term such as Relative, or a sum of terms.
         scale: finite; default D ** -0.5.
         key_lengths: int tensor [B]; keys at and past it do not exist for that batch entry. Values

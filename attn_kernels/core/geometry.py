@@ -7,7 +7,7 @@ two dimensions a position is a raster index, row * cols + col.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -154,6 +154,57 @@ class Causal(SpanGeometry):
 
     def span(self, q_pos: int) -> tuple[int, int]:
         return 0 if self.window is None else q_pos - self.window + 1, q_pos + 1
+
+
+@dataclass(frozen=True)
+class Window(SpanGeometry):
+    """The query at p sees key j iff p - left <= j <= p + right; None is no limit.
+
+    Window(w - 1, 0) is Causal(w), with the tables of a causal geometry; Window(None, None) is Full.
+
+    Example:
+        >>> [key for key in range(8) if Window(2, 1).visible(4, key)]
+        [2, 3, 4, 5]
+    """
+
+    left: int | None
+    right: int | None
+    causal: bool = field(init=False, repr=False)
+    name: ClassVar[str] = "window"
+
+    def __post_init__(self) -> None:
+        for side in ("left", "right"):
+            if getattr(self, side) is not None:
+                check_count("Window", side, getattr(self, side), 0)
+        object.__setattr__(self, "causal", self.right == 0)
+        # Kernels have shorter ways for these.
+        if self.causal:
+            object.__setattr__(self, "name", "causal")
+        elif self.left is None and self.right is None:
+            object.__setattr__(self, "name", "full")
+
+    def extent(self) -> tuple[int, ...]:
+        left, right = (
+            UNLIMITED if side is None else smaller(side, UNLIMITED)
+            for side in (self.left, self.right)
+        )
+        if self.name == "full":
+            return ()
+        if self.causal:
+            return (0 if self.left is None else smaller(left + 1, UNLIMITED),)
+        return left, right
+
+    def visible(self, q_pos: Any, k_pos: Any) -> Any:
+        seen = (q_pos == q_pos) & (k_pos == k_pos)
+        if self.left is not None:
+            seen = seen & (k_pos >= q_pos - smaller(self.left, UNLIMITED))
+        if self.right is not None:
+            seen = seen & (k_pos <= q_pos + smaller(self.right, UNLIMITED))
+        return seen
+
+    def span(self, q_pos: int) -> tuple[int, int]:
+        left, right = (UNLIMITED if side is None else side for side in (self.left, self.right))
+        return q_pos - left, q_pos + right + 1
 
 
 @dataclass(frozen=True)

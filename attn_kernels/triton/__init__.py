@@ -28,7 +28,7 @@ def arguments(call: core.Call) -> tuple[Any, ...]:
     rel_k = rel_v = q_rel = None
     clip, rel_scale = True, call.scale
     if call.score:
-        flags, rel_scale = call.integers[-1], call.numbers[1]
+        (flags, _), rel_scale = call.integers[-2:], call.numbers[1]
         clip = bool(flags & CLIP)
         rel_k, *rest = call.terms
         rel_v = rest.pop(0) if flags & HAS_VALUES else None

@@ -38,6 +38,8 @@ def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """GEOMETRY, and the numbers that its functions below unpack."""
     if name == "causal":
         return ("window", (extent[0],)) if extent[0] else ("causal", (0,))
+    if name == "window":
+        return "two_sided", extent
     if name == "local_1d":
         return ("local_1d_causal" if extent[3] else "local_1d"), extent[:3]
     if name == "local_2d":
@@ -46,9 +48,8 @@ def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         return "pattern", extent[:2]
     if name == "full":
         return "full", (0,)
-    raise ValueError(
-        f"geometry must be full, causal, local_1d, local_2d or pattern in Triton, got {name!r}"
-    )
+    known = "full, causal, window, local_1d, local_2d or pattern"
+    raise ValueError(f"geometry must be {known} in Triton, got {name!r}")
 
 
 class Facts(NamedTuple):
@@ -67,6 +68,7 @@ FACTS = {
     "full": Facts(),
     "causal": Facts(causal=True),
     "window": Facts(causal=True, low=True),
+    "two_sided": Facts(low=True),
     "local_1d": Facts(low=True),
     "local_1d_causal": Facts(causal=True, low=True),
     "local_2d": Facts(canvas=True),
@@ -93,6 +95,8 @@ def keys_end(geometry: str, extent: tuple[int, ...], last: int, k_len: int) -> i
     facts = facts_of(geometry)
     if facts.causal and not facts.canvas:
         k_len = min(k_len, last + 1)
+    elif geometry == "two_sided":
+        k_len = min(k_len, last + 1 + extent[1])
     elif geometry == "local_1d":
         block, _, look_ahead = extent
         k_len = min(k_len, (last // block + 1) * block + look_ahead)
@@ -187,6 +191,9 @@ def key_spans(first, shift, k_len, extent, GEOMETRY: tl.constexpr):
     elif GEOMETRY == "window":
         start = pos + 1 - extent[0]
         stop = pos + 1
+    elif GEOMETRY == "two_sided":
+        start = pos - extent[0]
+        stop = pos + 1 + extent[1]
     elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
         block, look_back, look_ahead = extent
         own_block = block_start(first, shift, block)
@@ -211,6 +218,9 @@ def queries_of(first, shift, offset, q_len, extent, GEOMETRY: tl.constexpr):
     elif GEOMETRY == "window":
         start = key - offset
         stop = key + extent[0] - offset
+    elif GEOMETRY == "two_sided":
+        start = key - extent[1] - offset
+        stop = key + extent[0] + 1 - offset
     elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
         block, look_back, look_ahead = extent
         start = key - offset

@@ -42,7 +42,7 @@ from common import (
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, attention
+from attn_kernels import Causal, Full, Local1d, Local2d, Pattern, Relative, Window, attention
 from attn_kernels.core.geometry import Geometry
 from attn_kernels.triton import configs, launch, launch_backward, prepared
 from attn_kernels.triton import geometry as rules
@@ -112,6 +112,10 @@ PLAIN = [
     Case(Causal(), 20, scale=0.0),
     Case(Causal(1), 20),
     Case(Causal(21), 70, block=(32, 16)),
+    Case(Window(9, 6), 50),
+    Case(Window(0, 20), 40, 60, block=(16, 32), k_heads=1, key_lengths=(60, 35)),
+    Case(Window(None, 5), 40, 45, query_offset=(3, 2**35)),
+    Case(Window(30, None), 33, query_offset=(-9, 20)),
     Case(Local1d(16, 8), 50),
     Case(Local1d(7, 9, 3, causal=False), 50, block=(16, 32)),
     Case(Local1d(30, 0), 40, 45, query_offset=(3, 2**35)),
@@ -137,6 +141,9 @@ RELATIVE = [
     Case(Full(), 40, 50, table=Table(21, beyond="zero"), block=(16, 32)),
     Case(Full(), 37, table=Table(1, per_head=True, rel_v="shared"), key_lengths=(37, 20)),
     Case(Causal(21), 50, table=Table(12, q_rel=True, rel_scale=-0.4, rel_v="shared")),
+    Case(Window(20, 12), 60, table=Table(41, per_head=True)),
+    Case(Window(25, 30), 60, table=Table(15, rel_v="shared", q_rel=True), block=(16, 32)),
+    Case(Window(40, 7), 60, table=Table(9, beyond="zero")),
     Case(Local1d(16, 8, 8, causal=False), 50, table=Table(17, rel_scale=0.7)),
     Case(Local1d(20, 10), 45, table=Table(30, q_rel=True, beyond="zero")),
     Case(Causal(), 70, table=Table(20, rel_v="shared"), block=(32, 16)),
@@ -569,7 +576,8 @@ def query_tile_kernel(
 
 MIRRORED = [
     (Full(), 20, 30, 0), (Causal(), 20, 30, 10), (Causal(), 30, 20, -10), (Causal(5), 20, 30, 4),
-    (Causal(50), 20, 30, 45), (Local1d(7, 3), 30, 30, 0), (Local1d(7, 3, 4, False), 30, 30, -9),
+    (Causal(50), 20, 30, 45), (Window(4, 6), 30, 30, -9), (Window(0, 3), 20, 30, 12),
+    (Local1d(7, 3), 30, 30, 0), (Local1d(7, 3, 4, False), 30, 30, -9),
     (Local1d(4, 9, 0, False), 20, 30, 12), (Local1d(40, 2), 20, 30, 10),
     (Local2d((5, 7), (2, 3), (1, 2)), 35, 35, 0), (Local2d((7, 5), (3, 2), (0, 4)), 35, 35, 0),
     (Local2d((5, 7), (2, 3), (1, 2), True), 35, 35, 0),

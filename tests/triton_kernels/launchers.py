@@ -45,6 +45,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attn_kernels import Causal, Full, Local2d, Relative, attention, explain
 from attn_kernels import triton as kernels
+from attn_kernels.core.call import Call
+from attn_kernels.score.base import Parts
 from attn_kernels.triton import configs, launch_backward, prepared
 from attn_kernels.triton import geometry as rules
 
@@ -242,17 +244,19 @@ def test_memory_is_what_explain_says(
     score = table and Relative(x.rel_k, x.rel_v, x.q_rel, table.beyond)
     promised = explain(x.q, x.k, x.v, case.geometry, score, backend="triton")
     offset = case.geometry.default_offset(x.q.shape[2], x.k.shape[2])
-    arguments = (
-        x.q, x.k, x.v, x.rel_k, x.rel_v, x.q_rel, None, None, None, offset, case.geometry.name,
-        case.geometry.extent(), table is None or table.beyond == "clip", 1.0, 1.0,
+    parts = score.parts(1.0) if score else Parts("", [], [], [])
+    call = Call(
+        x.q, x.k, x.v, parts.tensors, None, None, None, offset,
+        f"triton {case.geometry.name} {parts.names}",
+        [*case.geometry.extent(), *parts.integers], [1.0, *parts.numbers],
     )  # fmt: skip
     with Allocations() as seen:
-        out, lse = kernels.fwd(*arguments)
+        out, lse = kernels.fwd(*call)
     assert promised.forward_memory == seen.beside(out, lse)
     grad_out = torch.empty_like(out)
     with Allocations() as seen:
-        grads = kernels.bwd(grad_out, None, out, lse, *arguments)
-    assert promised.backward_memory == seen.beside(*grads)
+        *grads, grad_terms = kernels.bwd(grad_out, None, out, lse, *call)
+    assert promised.backward_memory == seen.beside(*grads, *grad_terms)
     assert not {"bmm", "mm", "matmul"} & seen.names
     assert (promised.tile, promised.detail) == (16, "interpreter")
     if case == PLANNED[1]:
