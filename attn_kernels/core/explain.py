@@ -121,8 +121,8 @@ def triton_plan(
     q: Tensor, k: Tensor, v: Tensor, geometry: Geometry, score: Relative | None,
     key_lengths: Tensor | None, query_offset: int | Tensor,
 ) -> dict[str, int | str]:  # fmt: skip
-    """What the launchers say of the operator's call. Nothing there depends on scales, nor on what is
-    in a pattern."""
+    """What the launchers say of the operator's call. Nothing there depends on scales, nor on what
+    is in a pattern."""
     from ..triton.plan import plan
 
     rel_k = rel_v = q_rel = offsets = None

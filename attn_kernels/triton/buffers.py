@@ -1,4 +1,4 @@
-"""What a call allocates beside its results: described before it exists, so that explain() can count."""
+"""What a call allocates beside its results, described before it exists: explain() counts it."""
 
 from __future__ import annotations
 

@@ -511,8 +511,8 @@ def choose(kind: Kind, extra: Callable[[], str], launch: Callable[[Config], obje
 
 
 def time_of(launch: Callable[[Config], object], config: Config) -> float:
-    """Milliseconds of a launch; infinite if it fails. The one that is chosen is launched again, so a
-    failure that is not the configuration's shows there."""
+    """Milliseconds of a launch; infinite if it fails. The one that is chosen is launched again, so
+    a failure that is not the configuration's shows there."""
     try:
         return triton.testing.do_bench(lambda: launch(config), warmup=10, rep=50)
     except triton.runtime.errors.OutOfResources:

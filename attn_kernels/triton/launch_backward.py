@@ -86,8 +86,8 @@ class Lots(NamedTuple):
     """grad_q's tiles of queries, as many at a time as sheared scores have room for.
 
     starts: the first tile of every lot, and behind the last; n_tiles: in a head. pitch: of a row of
-    sheared scores. sheared, reach: see grad_q_kernel, for the largest lot. grads: of every table, by
-    batch entry and head.
+    sheared scores. sheared, reach: see grad_q_kernel, for the largest lot. grads: of every table,
+    by batch entry and head.
     """
 
     starts: list[int]
@@ -254,7 +254,7 @@ class Backward:
         rows = 64 if x.element_size() == 2 else 32
         heads_here = (first + count - 1) // n_tiles - first // n_tiles + 1
         return Launch(
-            grad_table_kernel, (rules.cdiv(self.call.n_rows, rows) * heads_here,),
+            grad_table_kernel, (heads_here, rules.cdiv(self.call.n_rows, rows)),
             *x.stride()[:3], x.shape[1], x.shape[2], n_tiles, self.call.n_rows, first, count,
             scale,
             DIM=x.shape[3], PITCH=pitch, PRECISION=self.call.precision,
