@@ -26,14 +26,13 @@ def grad_table_kernel(
 ):  # fmt: skip
     """BLOCK_R rows for one (batch entry, head): scale * sheared^T x, over n_programs' queries.
 
-    x: q_rel, or the gradient of out. Grid: the chunks of rows of every pair of batch entry and head
-    that the programs of grad_q_kernel from first_program on belong to. BLOCK_Q, BLOCK_K, PITCH,
-    sheared, reach: see there. grad: [batch, heads, n_rows, dim], float32; what earlier programs
-    left there is added to.
+    x: q_rel, or the gradient of out. Grid: (pairs of batch entry and head that the programs of
+    grad_q_kernel from first_program on belong to, chunks of rows): a grid's second number is at
+    most 65,535, which would be few pairs. BLOCK_Q, BLOCK_K, PITCH, sheared, reach: see there.
+    grad: [batch, heads, n_rows, dim], float32; what earlier programs left there is added to.
     """
-    n_chunks = (n_rows + BLOCK_R - 1) // BLOCK_R
-    table_row = tl.program_id(0) % n_chunks * BLOCK_R + tl.arange(0, BLOCK_R)
-    home = first_program // n_tiles + tl.program_id(0) // n_chunks
+    table_row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    home = first_program // n_tiles + tl.program_id(0)
     batch, head, _ = heads_of(home, heads, 1)
     home = home.to(tl.int64)
     x_ptr += batch * stride_xb + head * stride_xh

@@ -254,7 +254,7 @@ class Backward:
         rows = 64 if x.element_size() == 2 else 32
         heads_here = (first + count - 1) // n_tiles - first // n_tiles + 1
         return Launch(
-            grad_table_kernel, (rules.cdiv(self.call.n_rows, rows) * heads_here,),
+            grad_table_kernel, (heads_here, rules.cdiv(self.call.n_rows, rows)),
             *x.stride()[:3], x.shape[1], x.shape[2], n_tiles, self.call.n_rows, first, count,
             scale,
             DIM=x.shape[3], PITCH=pitch, PRECISION=self.call.precision,
