@@ -86,8 +86,8 @@ class Kind:
 
     @property
     def blocked(self) -> bool:
-        """Spans of keys follow blocks."""
-        return self.geometry.startswith("local_1d")
+        """Spans of keys have ends that take more instructions than a position and a window."""
+        return self.geometry.startswith("local_1d") or self.geometry == "window_both"
 
     @property
     def two_sided(self) -> bool:
@@ -297,7 +297,8 @@ def grad_q_rows(kind: Kind) -> list[Config]:
             return rows[::-1]
         if kind.arch >= 100 and kind.geometry == "local_2d":
             return rows[::-1]
-        return rows[1:] + rows[:1] if kind.arch >= 100 and kind.dim > 64 else rows
+        narrower = kind.dim > 64 or kind.geometry == "window_both"
+        return rows[1:] + rows[:1] if kind.arch >= 100 and narrower else rows
     return [Config(64, 32, 4, 2), Config(32, 32, 4, 1)]
 
 

@@ -98,7 +98,7 @@ def key_phases(
         far = tl.minimum(tl.maximum(far_stop - start, 0), stop - start).to(tl.int32)
         far_end = start + far // BLOCK_K * BLOCK_K
         high_begin = stop
-        if GEOMETRY == "full" or GEOMETRY == "local_1d" or GEOMETRY == "two_sided":
+        if GEOMETRY == "full" or GEOMETRY == "local_1d" or GEOMETRY == "window_both":
             high_start = first + BLOCK_Q - 1 + n_rows - centre
             near = tl.minimum(tl.maximum(high_start - start, 0), stop - start).to(tl.int32)
             high_begin = tl.minimum(start + (near + BLOCK_K - 1) // BLOCK_K * BLOCK_K, stop)

@@ -39,7 +39,7 @@ def kind(name: str, extent: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     if name == "causal":
         return ("window", (extent[0],)) if extent[0] else ("causal", (0,))
     if name == "window":
-        return "two_sided", extent
+        return "window_both", extent
     if name == "local_1d":
         return ("local_1d_causal" if extent[3] else "local_1d"), extent[:3]
     if name == "local_2d":
@@ -68,7 +68,7 @@ FACTS = {
     "full": Facts(),
     "causal": Facts(causal=True),
     "window": Facts(causal=True, low=True),
-    "two_sided": Facts(low=True),
+    "window_both": Facts(low=True),
     "local_1d": Facts(low=True),
     "local_1d_causal": Facts(causal=True, low=True),
     "local_2d": Facts(canvas=True),
@@ -95,7 +95,7 @@ def keys_end(geometry: str, extent: tuple[int, ...], last: int, k_len: int) -> i
     facts = facts_of(geometry)
     if facts.causal and not facts.canvas:
         k_len = min(k_len, last + 1)
-    elif geometry == "two_sided":
+    elif geometry == "window_both":
         k_len = min(k_len, last + 1 + extent[1])
     elif geometry == "local_1d":
         block, _, look_ahead = extent
@@ -191,7 +191,7 @@ def key_spans(first, shift, k_len, extent, GEOMETRY: tl.constexpr):
     elif GEOMETRY == "window":
         start = pos + 1 - extent[0]
         stop = pos + 1
-    elif GEOMETRY == "two_sided":
+    elif GEOMETRY == "window_both":
         start = pos - extent[0]
         stop = pos + 1 + extent[1]
     elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
@@ -218,7 +218,7 @@ def queries_of(first, shift, offset, q_len, extent, GEOMETRY: tl.constexpr):
     elif GEOMETRY == "window":
         start = key - offset
         stop = key + extent[0] - offset
-    elif GEOMETRY == "two_sided":
+    elif GEOMETRY == "window_both":
         start = key - extent[1] - offset
         stop = key + extent[0] + 1 - offset
     elif GEOMETRY == "local_1d" or GEOMETRY == "local_1d_causal":
