@@ -51,9 +51,11 @@ def test_a_logit_in_the_denominator(backend: Target) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_query_without_keys_keeps_nothing(backend: Target) -> None:
-    """It gives 0 and -inf, and zero gradients, for the sinks too."""
+@pytest.mark.parametrize("sink", [0.5, -torch.inf])
+def test_a_query_without_keys_keeps_nothing(backend: Target, sink: float) -> None:
+    """It gives 0 and -inf, and zero gradients, for the sinks too; also if the sink is none."""
     q, k, v, sinks = inputs = leaves(*[(1, 2, 5, 4)] * 3, (2,))
+    sinks.detach().fill_(sink)
     out, lse = attention(
         q, k, v, Causal(), query_offset=-3, sinks=sinks, return_lse=True, backend=backend.name
     )
