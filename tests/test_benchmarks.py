@@ -295,13 +295,13 @@ def test_the_newest_result_of_a_kind_counts():
 def test_readme_is_found_out_of_date(tmp_path, monkeypatch):
     """A result that is added, and a picture that shows other data, are noticed."""
     pytest.importorskip("matplotlib")
-    page = tmp_path / "README.md"
-    page.write_text(
-        "".join(f"<!-- {n}: begin -->\n<!-- {n}: end -->\n" for n in ("support", "results"))
-    )
+    page, support = tmp_path / "README.md", tmp_path / "support.md"
+    for path, name in ((page, "results"), (support, "support")):
+        path.write_text(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n")
     folder = tmp_path / "results"
     for name, value in {
         "README": page,
+        "SUPPORT": support,
         "FULL_TABLES": tmp_path / "docs" / "results.md",
         "PICTURES": tmp_path / "pictures",
     }.items():
