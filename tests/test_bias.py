@@ -49,8 +49,7 @@ class TestBias(OneDimensional):
 
 
 def test_a_sum_is_its_terms_in_any_order(backend: Target) -> None:
-    """a + b and b + a are the same score, and a sum of three counts a bias twice where two of one
-    kind are allowed, which is on the reference alone."""
+    """a + b and b + a are the same score."""
     q = torch.randn(1, 2, 30, 8)
     bias, relative = Bias(torch.randn(2, 30)), Relative(torch.randn(1, 30, 8))
     one, other = (
@@ -58,6 +57,17 @@ def test_a_sum_is_its_terms_in_any_order(backend: Target) -> None:
         for score in (bias + relative, relative + bias)
     )
     assert_agree((one,), (other,), 1e-5)
+
+
+def test_two_terms_of_one_kind_take_the_reference() -> None:
+    """The kernels have one of each; asked for by name they refuse, and say why."""
+    q, table = torch.randn(1, 2, 30, 8), torch.randn(2, 30)
+    twice = Bias(table) + Bias(table)
+    with pytest.raises(NotImplementedError, match="at most one term of each kind"):
+        attention(q, q, q, Causal(), twice, backend="cpu")
+    found = attention(q, q, q, Causal(), twice, backend="reference")
+    expected = attention(q, q, q, Causal(), Bias(2 * table), backend="reference")
+    assert_agree((found,), (expected,), 1e-5)
 
 
 def test_t5_is_a_table_of_buckets(backend: Target) -> None:

@@ -184,6 +184,8 @@ def can_run(name: str, q: Tensor, v: Tensor, score: Score | None) -> str | None:
     dim = max(q.size(3), v.size(3))
     if dim > MAX_HEAD_DIM:
         return f"head dim is at most {MAX_HEAD_DIM}, got {dim}"
+    if score is not None and len({term.name for term in score.terms}) < len(score.terms):
+        return "a score has at most one term of each kind"
     return cpu_library.error() or None
 
 
